@@ -1,0 +1,201 @@
+"""The last fused end: the norms of the critic's gradient, their penalty, and the seed that differentiates it.
+
+    n_i = sqrt(||g_i||^2 + eps)        phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where c = 0
+    v_i = scale * phi'(n_i) / n_i * g_i        scale = 1/N for the mean over N norms, 1 for the sum and for no reduction
+
+A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+
+import torch
+from torch import Tensor
+
+from gpfast import _extension
+from gpfast.inputs import Structure, named_tensors, tensors_of
+from gpfast.layout import accumulate_dtype, dense_rows, kept_first
+from gpfast.options import Options
+from gpfast.stats import GradientStats
+
+_library = torch.library.Library("gpfast", "FRAGMENT")
+_library.define(
+    "gradient_norm(Tensor gradient, int keep, float center, bool one_sided, float eps, str reduction, bool with_seed)"
+    " -> (Tensor value, Tensor norms, Tensor seed)"
+)
+_library.define(
+    "gradient_norm_seed(Tensor gradient, Tensor norms, Tensor cotangent, int keep, float center, bool one_sided, float scale)"
+    " -> Tensor"
+)
+
+
+def gradient_norm_penalty(
+    gradients: Structure,
+    *,
+    weight: float | Tensor = 10.0,
+    center: float = 1.0,
+    one_sided: bool = False,
+    norm_dims: tuple[int, ...] | int | str | None = None,
+    eps: float = 1e-12,
+    mask: Structure | None = None,
+    reduction: str = "mean",
+    return_stats: bool = False,
+) -> Tensor | tuple[Tensor, GradientStats]:
+    """The penalty weight * reduction(phi(n)) of critic gradients that are there already; phi and n as at the top of this module.
+
+    `gradients` is a tensor (B, ...) or a tuple, list or dict of them, over which one norm runs; the options are those of
+    `gpfast.gradient_penalty`. The result is float32 (float64 for float64 gradients): 0-dim, or of the norms' shape for
+    `reduction="none"`; with `return_stats=True` it comes with a `GradientStats`.
+
+    Raises ValueError or TypeError for an option that does not fit. Differentiable to any order in the gradients; the norms
+    in the statistics are detached. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
+    """
+    options = Options.checked(center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, reduction=reduction)
+    options.check_weight(weight)
+    options.check_tensors(named_tensors(gradients, "gradients"))
+    options.check_mask(mask, gradients)
+    value, norms = penalty_of(tensors_of(gradients), mask, options)
+    return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
+
+
+def penalty_of(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor]:
+    """(reduced penalty without its weight, norms) of checked gradients; one norm runs over all of them."""
+    if mask is not None:
+        masks = [mask] * len(gradients) if isinstance(mask, Tensor) else tensors_of(mask)
+        wide = [g.to(accumulate_dtype(g.dtype)) for g in gradients]
+        gradients = [g * m.to(g.dtype) for g, m in zip(wide, masks, strict=True)]
+    if len(gradients) == 1:
+        rows, keep = kept_first(gradients[0], options.norm_dims)
+    else:
+        parts = [kept_first(g, options.norm_dims) for g in gradients]
+        keep = parts[0][1]
+        rows = torch.cat([g.reshape(*g.shape[:keep], -1) for g, _ in parts], dim=keep)
+    value, norms, _ = torch.ops.gpfast.gradient_norm.default(
+        dense_rows(rows, keep), keep, options.center, options.one_sided, options.eps, options.reduction, False
+    )
+    return value, norms
+
+
+def backend(device: torch.device | str) -> tuple[str, str]:
+    """Which kernel takes gradient norms on `device`, and why: ("c++" | "triton" | "pytorch", reason)."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        triton = importlib.util.find_spec("triton") is not None
+        return ("triton", "Triton is installed") if triton else ("pytorch", "Triton is not installed")
+    if kind == "cpu" and _extension.available:
+        return "c++", "the extension is built"
+    return "pytorch", "the extension is not built" if kind == "cpu" else f"no kernel of ours is for {kind}"
+
+
+def _scale(reduction: str, norms: int) -> float:
+    return 1.0 / norms if reduction == "mean" else 1.0
+
+
+def _rowwise(values: Tensor, gradient: Tensor) -> Tensor:
+    return values.reshape(*values.shape, *[1] * (gradient.ndim - values.ndim)) if values.ndim else values
+
+
+def _squares(gradient: Tensor, keep: int, eps: float) -> Tensor:
+    g = gradient.to(accumulate_dtype(gradient.dtype))
+    dims = tuple(range(keep, gradient.ndim))
+    return (g.square().sum(dims) if dims else g.square()) + eps
+
+
+def _norms(squares: Tensor) -> Tensor:
+    zero = squares == 0
+    return torch.where(zero, 0, torch.where(zero, 1, squares).sqrt())
+
+
+def _seed(gradient: Tensor, norms: Tensor, cotangent: Tensor, center: float, one_sided: bool, scale: float) -> Tensor:
+    """The seed in plain PyTorch, differentiable to any order where `norms` is a differentiable function of `gradient`."""
+    if center == 0:
+        coefficient = (2 * scale) * cotangent
+    else:
+        excess = norms - center
+        flat = norms == 0
+        if one_sided:
+            flat = flat | (excess <= 0)
+        coefficient = torch.where(flat, 0, (2 * scale) * cotangent * excess / torch.where(norms == 0, 1, norms))
+    coefficient = coefficient.expand(norms.shape)
+    return (_rowwise(coefficient, gradient) * gradient.to(norms.dtype)).to(gradient.dtype)
+
+
+@torch.library.impl(_library, "gradient_norm", "CompositeExplicitAutograd")
+def _plain(
+    gradient: Tensor, keep: int, center: float, one_sided: bool, eps: float, reduction: str, with_seed: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    squares = _squares(gradient, keep, eps)
+    norms = _norms(squares)
+    if center == 0:
+        penalties = squares
+    else:
+        excess = norms - center
+        penalties = (excess.relu() if one_sided else excess).square()
+    value = {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](penalties)
+    if not with_seed:
+        return value, norms, gradient.new_empty((0,))
+    scale = _scale(reduction, norms.numel())
+    return value, norms, _plain_seed(gradient, norms, norms.new_ones(()), keep, center, one_sided, scale)
+
+
+@torch.library.impl(_library, "gradient_norm_seed", "CompositeExplicitAutograd")
+def _plain_seed(
+    gradient: Tensor, norms: Tensor, cotangent: Tensor, keep: int, center: float, one_sided: bool, scale: float
+) -> Tensor:
+    return torch.empty_like(gradient).copy_(_seed(gradient, norms, cotangent, center, one_sided, scale))
+
+
+@torch.library.impl(_library, "gradient_norm", "CUDA")
+def _cuda(gradient: Tensor, *options) -> tuple[Tensor, Tensor, Tensor]:
+    if backend(gradient.device)[0] != "triton":
+        return _plain(gradient, *options)
+    from gpfast.kernels.gradient_norm import gradient_norm as kernel
+
+    return kernel(gradient, *options)
+
+
+@torch.library.impl(_library, "gradient_norm_seed", "CUDA")
+def _cuda_seed(gradient: Tensor, *options) -> Tensor:
+    if backend(gradient.device)[0] != "triton":
+        return _plain_seed(gradient, *options)
+    from gpfast.kernels.gradient_norm import gradient_norm_seed as kernel
+
+    return kernel(gradient, *options)
+
+
+@torch.library.register_fake("gpfast::gradient_norm", lib=_library)
+def _fake(gradient, keep, center, one_sided, eps, reduction, with_seed):
+    norms = gradient.new_empty(gradient.shape[:keep], dtype=accumulate_dtype(gradient.dtype))
+    value = torch.empty_like(norms) if reduction == "none" else norms.new_empty(())
+    return value, norms, torch.empty_like(gradient) if with_seed else gradient.new_empty((0,))
+
+
+@torch.library.register_fake("gpfast::gradient_norm_seed", lib=_library)
+def _fake_seed(gradient, norms, cotangent, keep, center, one_sided, scale):
+    return torch.empty_like(gradient)
+
+
+def _save(ctx, inputs, output) -> None:
+    gradient, ctx.keep, ctx.center, ctx.one_sided, ctx.eps, reduction, _ = inputs
+    _, norms, seed = output
+    ctx.scale = _scale(reduction, math.prod(norms.shape))
+    ctx.mark_non_differentiable(norms, seed)
+    ctx.save_for_backward(gradient, norms)
+
+
+def _backward(ctx, grad_value: Tensor, _norms_grad, _seed_grad):
+    """The seed times what arrives: fused where nothing is differentiated further, plain PyTorch where it is."""
+    gradient, norms = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        norms = _norms(_squares(gradient, ctx.keep, ctx.eps))
+        seed = _seed(gradient, norms, grad_value, ctx.center, ctx.one_sided, ctx.scale)
+    else:
+        seed = torch.ops.gpfast.gradient_norm_seed.default(
+            gradient, norms, grad_value.contiguous(), ctx.keep, ctx.center, ctx.one_sided, ctx.scale
+        )
+    return seed, None, None, None, None, None, None
+
+
+torch.library.register_autograd("gpfast::gradient_norm", _backward, setup_context=_save, lib=_library)

@@ -1,0 +1,46 @@
+"""Critic inputs and outputs: one tensor, or a tuple, list or dict of tensors, in; a score to pick, out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+Structure = Tensor | tuple | list | Mapping
+
+
+def named_tensors(structure: Structure, name: str) -> dict[str, Any]:
+    """The members of `structure` by the name an error message gives them: `real`, `real[0]`, `real['image']`."""
+    if isinstance(structure, Mapping):
+        return {f"{name}[{key!r}]": value for key, value in structure.items()}
+    if isinstance(structure, tuple | list):
+        return {f"{name}[{i}]": value for i, value in enumerate(structure)}
+    return {name: structure}
+
+
+def tensors_of(structure: Structure) -> list[Tensor]:
+    """The tensors of `structure`, in order."""
+    return list(named_tensors(structure, "").values())
+
+
+def call_critic(critic: Callable, like: Structure, tensors: list[Tensor], args: tuple, kwargs: Mapping | None) -> Any:
+    """What `critic` returns on `tensors` arranged like `like`.
+
+    One tensor is the first argument; a tuple or list gives the first arguments; a dict gives keyword arguments.
+    """
+    kwargs = kwargs or {}
+    if isinstance(like, Mapping):
+        return critic(*args, **dict(zip(like, tensors, strict=True)), **kwargs)
+    return critic(*tensors, *args, **kwargs)
+
+
+def pick_score(result: Any, output: Callable | int | str | None) -> Any:
+    """The score in what a critic returned: a callable is applied, anything else is an index, a key or an attribute."""
+    if output is None:
+        return result
+    if callable(output):
+        return output(result)
+    if isinstance(output, str) and not isinstance(result, Mapping):
+        return getattr(result, output)
+    return result[output]

@@ -1,0 +1,119 @@
+"""The first fused end: x_hat = alpha * real + (1 - alpha) * fake, one pass, alpha per sample or shared."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from gpfast import _extension
+from gpfast.layout import accumulate_dtype, dense_rows, like_layout
+from gpfast.options import check_alpha_shape
+
+_library = torch.library.Library("gpfast", "FRAGMENT")
+_library.define("interpolate(Tensor real, Tensor fake, Tensor alpha) -> Tensor")
+
+
+def interpolate(real: Tensor, fake: Tensor, alpha: float | Tensor) -> Tensor:
+    """Points on the line between `real` and `fake`: alpha * real + (1 - alpha) * fake.
+
+    Shapes: `real` and `fake` (B, ...) alike, any rank of at least 1, any layout. `alpha`, the weight on `real`, is a number or 0-dim
+    tensor (shared by the batch), a 1-D tensor of length B (per sample), or a tensor of the data's rank that broadcasts to it.
+    The result has `real`'s layout and the dtype `torch.promote_types(real.dtype, fake.dtype)`; alpha takes no part in the
+    promotion. Arithmetic is float32 (float64 for float64), rounded once.
+
+    Raises ValueError where shapes do not fit. Differentiable to any order in real, fake and alpha.
+    Source: Gulrajani et al. 2017 (arXiv 1704.00028), Algorithm 1, line 6.
+    """
+    if real.shape != fake.shape or real.ndim == 0:
+        raise ValueError(
+            f"interpolate: `real` and `fake` must have the same shape (B, ...); got {tuple(real.shape)} and {tuple(fake.shape)}."
+        )
+    rows = as_rows(alpha, real, torch.promote_types(real.dtype, fake.dtype))
+    real = dense_rows(real, 1)
+    if rows.ndim > 1:
+        return _broadcast(real, fake, rows)
+    return torch.ops.gpfast.interpolate.default(real, like_layout(fake, real), rows)
+
+
+def as_rows(alpha: float | Tensor, real: Tensor, dtype: torch.dtype) -> Tensor:
+    """`alpha` as a tensor on the data's device in the dtype of the arithmetic, 0-dim or 1-D wherever it is one value a sample."""
+    wide = accumulate_dtype(dtype)
+    if not isinstance(alpha, Tensor):
+        return torch.full((), alpha, dtype=wide, device=real.device)
+    if alpha.ndim == 0:
+        return alpha.to(device=real.device, dtype=wide)
+    check_alpha_shape(alpha, "real", real)
+    if alpha.ndim > 1 and alpha.numel() == alpha.shape[0]:
+        alpha = alpha.reshape(-1) if alpha.shape[0] == real.shape[0] else alpha.reshape(())
+    return alpha.to(wide)
+
+
+def backend(device: torch.device | str) -> tuple[str, str]:
+    """Which kernel interpolates tensors of `device`, and why: ("c++" | "triton" | "cuda" | "pytorch", reason)."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        if importlib.util.find_spec("triton") is not None:
+            return "triton", "Triton is installed"
+        if _extension.available and torch.ops.gpfast.cuda_targets():
+            return "cuda", "Triton is not installed; the extension holds a CUDA kernel"
+        return "pytorch", "neither Triton nor an extension with CUDA kernels is there"
+    if kind == "cpu" and _extension.available:
+        return "c++", "the extension is built"
+    return "pytorch", "the extension is not built" if kind == "cpu" else f"no kernel of ours is for {kind}"
+
+
+def _rowwise(alpha: Tensor, tensor: Tensor) -> Tensor:
+    return alpha.reshape(-1, *[1] * (tensor.ndim - 1)) if alpha.ndim == 1 else alpha
+
+
+def _broadcast(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    dtype = torch.promote_types(real.dtype, fake.dtype)
+    return (alpha * real.to(alpha.dtype) + (1 - alpha) * fake.to(alpha.dtype)).to(dtype)
+
+
+@torch.library.impl(_library, "interpolate", "CompositeExplicitAutograd")
+def _plain(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    dtype = torch.promote_types(real.dtype, fake.dtype)
+    alpha = _rowwise(alpha.to(accumulate_dtype(dtype)), real)
+    return torch.empty_like(real, dtype=dtype).copy_(_broadcast(real, fake, alpha))
+
+
+@torch.library.impl(_library, "interpolate", "CUDA")
+def _cuda(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    name, _ = backend(real.device)
+    if name == "triton":
+        from gpfast.kernels.interpolate import interpolate as kernel
+
+        return kernel(real, fake, alpha)
+    return torch.ops.gpfast.interpolate_cuda(real, fake, alpha) if name == "cuda" else _plain(real, fake, alpha)
+
+
+@torch.library.register_fake("gpfast::interpolate", lib=_library)
+def _fake(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    return torch.empty_like(real, dtype=torch.promote_types(real.dtype, fake.dtype))
+
+
+def _save(ctx, inputs, output) -> None:
+    real, fake, alpha = inputs
+    ctx.dtypes = real.dtype, fake.dtype
+    needs_ends = ctx.needs_input_grad[2]
+    ctx.save_for_backward(alpha, real if needs_ends else None, fake if needs_ends else None)
+
+
+def _backward(ctx, grad: Tensor):
+    """A scaling for each end, and a row sum for alpha: plain PyTorch, so differentiable in turn."""
+    alpha, real, fake = ctx.saved_tensors
+    wide = accumulate_dtype(grad.dtype)
+    grad, weight = grad.to(wide), _rowwise(alpha, grad).to(wide)
+    to_real = (weight * grad).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+    to_fake = ((1 - weight) * grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+    to_alpha = None
+    if ctx.needs_input_grad[2]:
+        slope = grad * (real.to(wide) - fake.to(wide))
+        to_alpha = (slope.flatten(1).sum(1) if alpha.ndim else slope.sum()).to(alpha.dtype)
+    return to_real, to_fake, to_alpha
+
+
+torch.library.register_autograd("gpfast::interpolate", _backward, setup_context=_save, lib=_library)

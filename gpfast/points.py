@@ -1,0 +1,73 @@
+"""Where the gradient is taken: the interpolates, the real or the generated samples, or DRAGAN's perturbed ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from gpfast.inputs import Structure, tensors_of
+from gpfast.interpolate import interpolate
+from gpfast.layout import accumulate_dtype
+
+
+class _Root(torch.autograd.Function):
+    """An alias of the points that autograd can reach but not accumulate into: it has no `.grad` to fill."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, anchor: Tensor) -> Tensor:
+        return x.data  # no view of x, so that a critic may begin with an in-place operation
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return None, None
+
+
+def rooted(x: Tensor) -> Tensor:
+    """`x` as a tensor whose gradient can be asked for: itself where it requires grad, else an alias that accumulates none."""
+    return x if x.requires_grad else _Root.apply(x, torch.empty((), requires_grad=True))
+
+
+def edges_of(points: list[Tensor]) -> list[GradientEdge]:
+    """Where autograd shall deliver: taken before the critic runs, so that a critic that writes to its input moves nothing."""
+    return [get_gradient_edge(x) for x in points]
+
+
+def draw(
+    real: Structure | None,
+    fake: Structure | None,
+    at: str,
+    alpha: float | Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> list[Tensor]:
+    """The points of one call, one tensor an input, connected to `real`, `fake` and `alpha` where those require grad.
+
+    interpolates  alpha * real + (1 - alpha) * fake, alpha ~ U[0, 1) one draw a sample, shared by all inputs.
+    real, fake    the samples themselves.
+    dragan        alpha * real + (1 - alpha) * (real + 0.5 * std(real) * u), u ~ U[0, 1) one draw an element, std over the whole
+                  batch of an input, unbiased, and not differentiated (Kodali et al. 2017, arXiv 1705.07215).
+
+    Draws come from `generator`, alpha first, then u for each input in order, in float32 (float64 for float64 data).
+    """
+    if at in ("real", "fake"):
+        return tensors_of(real if at == "real" else fake)
+    reals = tensors_of(real)
+    if at == "interpolates":
+        fakes = tensors_of(fake)
+        dtype = torch.promote_types(reals[0].dtype, fakes[0].dtype)
+    else:
+        fakes, dtype = None, reals[0].dtype
+    if alpha is None:
+        alpha = _uniform(reals[0].shape[:1], reals[0], dtype, generator)
+    if fakes is None:
+        fakes = [_perturbed(x, _uniform(x.shape, x, x.dtype, generator)) for x in reals]
+    return [interpolate(r, f, alpha) for r, f in zip(reals, fakes, strict=True)]
+
+
+def _uniform(shape: torch.Size, like: Tensor, dtype: torch.dtype, generator: torch.Generator | None) -> Tensor:
+    return torch.rand(shape, dtype=accumulate_dtype(dtype), device=like.device, generator=generator)
+
+
+def _perturbed(x: Tensor, noise: Tensor) -> Tensor:
+    deviation = x.detach().to(noise.dtype).std()
+    return x + (0.5 * deviation * noise).to(x.dtype)
