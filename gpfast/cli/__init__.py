@@ -1,0 +1,1 @@
+"""The commands of `python -m gpfast`: one module each, with add_parser(subparsers) and run(args) -> exit code."""

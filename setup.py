@@ -1,0 +1,60 @@
+"""Builds gpfast._C: C++ linked to libtorch_cpu and c10, .cu files by nvcc with the static CUDA runtime, so that one
+binary imports with and without a GPU. GPFAST_NO_EXT=1: pure Python. GPFAST_CUDA=0|1: as told (unset: where nvcc is)."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+nvcc = shutil.which("nvcc") or shutil.which(os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc"))
+with_cuda = os.environ.get("GPFAST_CUDA") or ("1" if nvcc else "0")
+arguments = {}
+
+if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError:
+        sys.exit("gpfast is built against the installed torch: install torch, then pip install --no-build-isolation .")
+    if with_cuda == "1" and not nvcc:
+        sys.exit("GPFAST_CUDA=1 needs nvcc, which is neither on PATH nor in CUDA_HOME/bin.")
+    extension = CppExtension(
+        "gpfast._C",
+        [str(path) for path in sorted(Path("csrc").rglob("*.cpp"))],
+        include_dirs=[os.path.abspath("csrc")],
+        depends=[str(path) for path in sorted(Path("csrc").rglob("*")) if path.suffix in (".h", ".cu")],
+        py_limited_api=True,
+        # -fopenmp is not given to the linker: the OpenMP runtime is the one that libtorch_cpu brings.
+        extra_compile_args=["-O3", "-g0", "-fopenmp", "-fvisibility=hidden"],
+    )
+    extension.libraries = ["c10", "torch_cpu"]
+
+    class Build(BuildExtension):
+        def build_extensions(self):
+            if with_cuda == "1":
+                # The nvcc on PATH may be a wrapper script: it says itself where its libraries are.
+                plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+                extension.library_dirs += re.findall(r'"-L([^"]+)"', re.search(r"LIBRARIES=(.*)", plan)[1])
+                extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+                extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+                extension.extra_compile_args.append("-DGPFAST_WITH_CUDA")
+                extension.extra_objects += [self.compile_cuda(path) for path in sorted(Path("csrc").rglob("*.cu"))]
+            super().build_extensions()
+
+        def compile_cuda(self, source):
+            targets = re.findall(r"(\d+)\.(\d+\w*)(\+PTX)?", os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0 9.0 10.0+PTX")
+            codes = [f"sm_{a}{b}" for a, b, _ in targets] + [f"compute_{a}{b}" for a, b, ptx in targets if ptx]
+            gencode = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
+            out = Path(self.build_temp, source).with_suffix(".cu.o")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            flags = ["-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden", f'-DGPFAST_CUDA_TARGETS="{" ".join(codes)}"']
+            subprocess.run([nvcc, *gencode, *flags, "-c", source, "-o", out], check=True)
+            return str(out)
+
+    arguments = {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
+    arguments["options"] = {"bdist_wheel": {"py_limited_api": "cp310"}}
+
+setup(**arguments)
