@@ -13,7 +13,6 @@ from setuptools import setup
 nvcc = shutil.which("nvcc") or shutil.which(os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin/nvcc"))
 with_cuda = os.environ.get("GPFAST_CUDA") or ("1" if nvcc else "0")
 arguments = {}
-
 if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
@@ -45,13 +44,14 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
             super().build_extensions()
 
         def compile_cuda(self, source):
-            targets = re.findall(r"(\d+)\.(\d+\w*)(\+PTX)?", os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0 9.0 10.0+PTX")
+            wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0 9.0 10.0+PTX"
+            targets = re.findall(r"(\d+)\.(\d+\w*)(\+PTX)?", wanted)
             codes = [f"sm_{a}{b}" for a, b, _ in targets] + [f"compute_{a}{b}" for a, b, ptx in targets if ptx]
-            gencode = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
+            flags = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
+            flags += [f'-DGPFAST_CUDA_TARGETS="{" ".join(codes)}"', "-Xcompiler=-fPIC,-fvisibility=hidden"]
             out = Path(self.build_temp, source).with_suffix(".cu.o")
             out.parent.mkdir(parents=True, exist_ok=True)
-            flags = ["-O3", "-Icsrc", "-Xcompiler=-fPIC,-fvisibility=hidden", f'-DGPFAST_CUDA_TARGETS="{" ".join(codes)}"']
-            subprocess.run([nvcc, *gencode, *flags, "-c", source, "-o", out], check=True)
+            subprocess.run([nvcc, *flags, "-O3", "-Icsrc", "-c", source, "-o", out], check=True)
             return str(out)
 
     arguments = {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}

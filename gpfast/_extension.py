@@ -29,8 +29,8 @@ def load() -> bool:
         importlib.import_module("gpfast._C")
     except ImportError as cause:
         raise ImportError(
-            f"{spec.origin} is there but cannot be loaded under torch {torch.__version__}: {cause}. Build it again for this "
-            "torch (pip install --no-build-isolation . in gpfast's sources), or set GPFAST_NO_EXT=1 to do without it."
+            f"{spec.origin} is there but cannot be loaded under torch {torch.__version__}: {cause}. Build it again for "
+            "this torch (pip install --no-build-isolation . in gpfast's sources), or set GPFAST_NO_EXT=1 to do without it."
         ) from cause
     return True
 
