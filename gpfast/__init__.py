@@ -1,6 +1,6 @@
 """gpfast: the gradient penalty of WGAN-GP, R1, R2, WGAN-LP and DRAGAN, exact first and fast second."""
 
-from gpfast import _extension, reference
+from gpfast import reference
 from gpfast.gradient_norm import gradient_norm_penalty
 from gpfast.interpolate import interpolate
 from gpfast.penalty import GradientPenalty, dragan, gradient_penalty, gradient_penalty_from, r1, r2, wgan_lp

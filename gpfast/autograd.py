@@ -1,4 +1,5 @@
-"""The engine "autograd": PyTorch's own double backward between the fused ends. It serves every critic PyTorch differentiates twice."""
+"""The engine "autograd": PyTorch's own double backward between the fused ends. It serves every"
+" critic PyTorch differentiates twice."""
 
 from __future__ import annotations
 
@@ -36,8 +37,13 @@ def penalty(
     if unused:
         every = len(unused) == len(edges)
         raise RuntimeError(
-            f"the critic's score does not depend on {' or '.join(f'`{name}`' for name in unused)}, so it has no gradient there"
-            + (" (was the input detached, or replaced by other data?)." if every else "; pass such an input through `args` or `kwargs`.")
+            f"the critic's score does not depend on {' or '.join(f'`{name}`' for name in unused)}, so"
+            " it has no gradient there"
+            + (
+                " (was the input detached, or replaced by other data?)."
+                if every
+                else "; pass such an input through `args` or `kwargs`."
+            )
         )
     with torch.set_grad_enabled(create_graph):
         return penalty_of(list(gradients), mask, options)

@@ -15,7 +15,7 @@ _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 def warn_of_batch_statistics(critic: Callable) -> None:
-    """Warns, once a module, where `critic` is a module (or a method, partial or closure of one) that normalises by the batch."""
+    """Warns, once a module, where `critic` is or holds a module that normalises by the batch."""
     for module in _modules_of(critic):
         if module in _warned:
             continue
@@ -26,9 +26,12 @@ def warn_of_batch_statistics(critic: Callable) -> None:
             if norm is not None and (norm.training or norm.running_mean is None):
                 _warned.add(module)
                 warnings.warn(
-                    f"{type(module).__name__} holds {type(norm).__name__} in training mode. The gradient penalty is a term for each"
-                    " sample, but batch statistics make every score depend on the whole batch, so the gradient of one sample is no"
-                    " longer its own. Use layer, instance or group normalisation in the critic (Gulrajani et al. 2017, section 4).",
+                    f"{type(module).__name__} holds {type(norm).__name__} in training mode. The"
+                    " gradient penalty is a term for each"
+                    " sample, but batch statistics make every score depend on the whole batch, so"
+                    " the gradient of one sample is no"
+                    " longer its own. Use layer, instance or group normalisation in the critic"
+                    " (Gulrajani et al. 2017, section 4).",
                     stacklevel=3,
                 )
                 break

@@ -1,7 +1,8 @@
 """The last fused end: the norms of the critic's gradient, their penalty, and the seed that differentiates it.
 
-    n_i = sqrt(||g_i||^2 + eps)        phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where c = 0
-    v_i = scale * phi'(n_i) / n_i * g_i        scale = 1/N for the mean over N norms, 1 for the sum and for no reduction
+    n_i = sqrt(||g_i||^2 + eps)        phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where
+    c = 0 v_i = scale * phi'(n_i) / n_i * g_i        scale = 1/N for the mean over N norms, 1 for the sum and for no
+    reduction
 
 A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
 """
@@ -9,7 +10,6 @@ A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no di
 from __future__ import annotations
 
 import importlib.util
-import math
 
 import torch
 from torch import Tensor
@@ -26,7 +26,8 @@ _library.define(
     " -> (Tensor value, Tensor norms, Tensor seed)"
 )
 _library.define(
-    "gradient_norm_seed(Tensor gradient, Tensor norms, Tensor cotangent, int keep, float center, bool one_sided, float scale)"
+    "gradient_norm_seed(Tensor gradient, Tensor norms, Tensor cotangent, int keep, float center,"
+    " bool one_sided, float scale)"
     " -> Tensor"
 )
 
@@ -43,14 +44,16 @@ def gradient_norm_penalty(
     reduction: str = "mean",
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, GradientStats]:
-    """The penalty weight * reduction(phi(n)) of critic gradients that are there already; phi and n as at the top of this module.
+    """The penalty weight * reduction(phi(n)) of critic gradients that are there already.
 
-    `gradients` is a tensor (B, ...) or a tuple, list or dict of them, over which one norm runs; the options are those of
-    `gpfast.gradient_penalty`. The result is float32 (float64 for float64 gradients): 0-dim, or of the norms' shape for
-    `reduction="none"`; with `return_stats=True` it comes with a `GradientStats`.
+    phi and n are those at the top of this module.
 
-    Raises ValueError or TypeError for an option that does not fit. Differentiable to any order in the gradients; the norms
-    in the statistics are detached. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
+    `gradients` is a tensor (B, ...) or a tuple, list or dict of them, over which one norm runs; the options are those
+    of `gpfast.gradient_penalty`. The result is float32 (float64 for float64 gradients): 0-dim, or of the norms' shape
+    for `reduction="none"`; with `return_stats=True` it comes with a `GradientStats`.
+
+    Raises ValueError or TypeError for an option that does not fit. Differentiable to any order in the gradients; the
+    norms in the statistics are detached. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
     """
     options = Options.checked(center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, reduction=reduction)
     options.check_weight(weight)
@@ -72,7 +75,7 @@ def penalty_of(gradients: list[Tensor], mask: Structure | None, options: Options
         parts = [kept_first(g, options.norm_dims) for g in gradients]
         keep = parts[0][1]
         rows = torch.cat([g.reshape(*g.shape[:keep], -1) for g, _ in parts], dim=keep)
-    value, norms, _ = torch.ops.gpfast.gradient_norm.default(
+    value, norms, _ = _GradientNorm.apply(
         dense_rows(rows, keep), keep, options.center, options.one_sided, options.eps, options.reduction, False
     )
     return value, norms
@@ -109,7 +112,7 @@ def _norms(squares: Tensor) -> Tensor:
 
 
 def _seed(gradient: Tensor, norms: Tensor, cotangent: Tensor, center: float, one_sided: bool, scale: float) -> Tensor:
-    """The seed in plain PyTorch, differentiable to any order where `norms` is a differentiable function of `gradient`."""
+    """The seed in plain PyTorch: differentiable to any order where `norms` is, as a function of `gradient`."""
     if center == 0:
         coefficient = (2 * scale) * cotangent
     else:
@@ -177,25 +180,47 @@ def _fake_seed(gradient, norms, cotangent, keep, center, one_sided, scale):
     return torch.empty_like(gradient)
 
 
-def _save(ctx, inputs, output) -> None:
-    gradient, ctx.keep, ctx.center, ctx.one_sided, ctx.eps, reduction, _ = inputs
-    _, norms, seed = output
-    ctx.scale = _scale(reduction, math.prod(norms.shape))
-    ctx.mark_non_differentiable(norms, seed)
-    ctx.save_for_backward(gradient, norms)
-
-
-def _backward(ctx, grad_value: Tensor, _norms_grad, _seed_grad):
+class _GradientNorm(torch.autograd.Function):
     """The seed times what arrives: fused where nothing is differentiated further, plain PyTorch where it is."""
-    gradient, norms = ctx.saved_tensors
-    if torch.is_grad_enabled():
-        norms = _norms(_squares(gradient, ctx.keep, ctx.eps))
-        seed = _seed(gradient, norms, grad_value, ctx.center, ctx.one_sided, ctx.scale)
-    else:
-        seed = torch.ops.gpfast.gradient_norm_seed.default(
-            gradient, norms, grad_value.contiguous(), ctx.keep, ctx.center, ctx.one_sided, ctx.scale
+
+    @staticmethod
+    def forward(
+        ctx, gradient: Tensor, keep: int, center: float, one_sided: bool, eps: float, reduction: str, with_seed: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch._C._AutoDispatchBelowAutograd():
+            value, norms, seed = torch.ops.gpfast.gradient_norm.default(
+                gradient, keep, center, one_sided, eps, reduction, with_seed
+            )
+        ctx.keep, ctx.center, ctx.one_sided, ctx.eps = keep, center, one_sided, eps
+        ctx.scale = _scale(reduction, norms.numel())
+        ctx.mark_non_differentiable(norms, seed)
+        ctx.save_for_backward(gradient, norms)
+        return value, norms, seed
+
+    @staticmethod
+    def backward(ctx, grad_value: Tensor, _norms_grad, _seed_grad):
+        gradient, norms = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            norms = _norms(_squares(gradient, ctx.keep, ctx.eps))
+            seed = _seed(gradient, norms, grad_value, ctx.center, ctx.one_sided, ctx.scale)
+        else:
+            seed = torch.ops.gpfast.gradient_norm_seed.default(
+                gradient, norms, grad_value.contiguous(), ctx.keep, ctx.center, ctx.one_sided, ctx.scale
+            )
+        return seed, None, None, None, None, None, None
+
+
+@torch.library.impl(_library, "gradient_norm", "Autograd")
+def _autograd(gradient: Tensor, *options) -> tuple[Tensor, Tensor, Tensor]:
+    return _GradientNorm.apply(gradient, *options)
+
+
+@torch.library.impl(_library, "gradient_norm_seed", "Autograd")
+def _autograd_seed(gradient: Tensor, norms: Tensor, cotangent: Tensor, *options) -> Tensor:
+    if torch.is_grad_enabled() and (gradient.requires_grad or norms.requires_grad or cotangent.requires_grad):
+        raise RuntimeError(
+            "gpfast::gradient_norm_seed has no derivative, and an input requires grad; differentiate"
+            " gpfast.gradient_norm_penalty, or detach the input."
         )
-    return seed, None, None, None, None, None, None
-
-
-torch.library.register_autograd("gpfast::gradient_norm", _backward, setup_context=_save, lib=_library)
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.gpfast.gradient_norm_seed.default(gradient, norms, cotangent, *options)

@@ -18,27 +18,28 @@ _library.define("interpolate(Tensor real, Tensor fake, Tensor alpha) -> Tensor")
 def interpolate(real: Tensor, fake: Tensor, alpha: float | Tensor) -> Tensor:
     """Points on the line between `real` and `fake`: alpha * real + (1 - alpha) * fake.
 
-    Shapes: `real` and `fake` (B, ...) alike, any rank of at least 1, any layout. `alpha`, the weight on `real`, is a number or 0-dim
-    tensor (shared by the batch), a 1-D tensor of length B (per sample), or a tensor of the data's rank that broadcasts to it.
-    The result has `real`'s layout and the dtype `torch.promote_types(real.dtype, fake.dtype)`; alpha takes no part in the
-    promotion. Arithmetic is float32 (float64 for float64), rounded once.
+    Shapes: `real` and `fake` (B, ...) alike, any rank of at least 1, any layout. `alpha`, the weight on `real`, is a
+    number or 0-dim tensor (shared by the batch), a 1-D tensor of length B (per sample), or a tensor of the data's
+    rank that broadcasts to it. The result has `real`'s layout and the dtype `torch.promote_types(real.dtype,
+    fake.dtype)`; alpha takes no part in the promotion. Arithmetic is float32 (float64 for float64), rounded once.
 
     Raises ValueError where shapes do not fit. Differentiable to any order in real, fake and alpha.
     Source: Gulrajani et al. 2017 (arXiv 1704.00028), Algorithm 1, line 6.
     """
     if real.shape != fake.shape or real.ndim == 0:
         raise ValueError(
-            f"interpolate: `real` and `fake` must have the same shape (B, ...); got {tuple(real.shape)} and {tuple(fake.shape)}."
+            "interpolate: `real` and `fake` must have the same shape (B, ...); got"
+            f" {tuple(real.shape)} and {tuple(fake.shape)}."
         )
     rows = as_rows(alpha, real, torch.promote_types(real.dtype, fake.dtype))
     real = dense_rows(real, 1)
     if rows.ndim > 1:
         return _broadcast(real, fake, rows)
-    return torch.ops.gpfast.interpolate.default(real, like_layout(fake, real), rows)
+    return _Interpolate.apply(real, like_layout(fake, real), rows)
 
 
 def as_rows(alpha: float | Tensor, real: Tensor, dtype: torch.dtype) -> Tensor:
-    """`alpha` as a tensor on the data's device in the dtype of the arithmetic, 0-dim or 1-D wherever it is one value a sample."""
+    """`alpha` on the data's device in the dtype of the arithmetic, 0-dim or 1-D where it is one value a sample."""
     wide = accumulate_dtype(dtype)
     if not isinstance(alpha, Tensor):
         return torch.full((), alpha, dtype=wide, device=real.device)
@@ -56,7 +57,7 @@ def backend(device: torch.device | str) -> tuple[str, str]:
     if kind == "cuda":
         if importlib.util.find_spec("triton") is not None:
             return "triton", "Triton is installed"
-        if _extension.available and torch.ops.gpfast.cuda_targets():
+        if _extension.available and _extension.build_info()["cuda_targets"]:
             return "cuda", "Triton is not installed; the extension holds a CUDA kernel"
         return "pytorch", "neither Triton nor an extension with CUDA kernels is there"
     if kind == "cpu" and _extension.available:
@@ -95,25 +96,31 @@ def _fake(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
     return torch.empty_like(real, dtype=torch.promote_types(real.dtype, fake.dtype))
 
 
-def _save(ctx, inputs, output) -> None:
-    real, fake, alpha = inputs
-    ctx.dtypes = real.dtype, fake.dtype
-    needs_ends = ctx.needs_input_grad[2]
-    ctx.save_for_backward(alpha, real if needs_ends else None, fake if needs_ends else None)
-
-
-def _backward(ctx, grad: Tensor):
+class _Interpolate(torch.autograd.Function):
     """A scaling for each end, and a row sum for alpha: plain PyTorch, so differentiable in turn."""
-    alpha, real, fake = ctx.saved_tensors
-    wide = accumulate_dtype(grad.dtype)
-    grad, weight = grad.to(wide), _rowwise(alpha, grad).to(wide)
-    to_real = (weight * grad).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-    to_fake = ((1 - weight) * grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-    to_alpha = None
-    if ctx.needs_input_grad[2]:
-        slope = grad * (real.to(wide) - fake.to(wide))
-        to_alpha = (slope.flatten(1).sum(1) if alpha.ndim else slope.sum()).to(alpha.dtype)
-    return to_real, to_fake, to_alpha
+
+    @staticmethod
+    def forward(ctx, real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+        ctx.dtypes = real.dtype, fake.dtype
+        needs_ends = ctx.needs_input_grad[2]
+        ctx.save_for_backward(alpha, real if needs_ends else None, fake if needs_ends else None)
+        with torch._C._AutoDispatchBelowAutograd():
+            return torch.ops.gpfast.interpolate.default(real, fake, alpha)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        alpha, real, fake = ctx.saved_tensors
+        wide = accumulate_dtype(grad.dtype)
+        grad, weight = grad.to(wide), _rowwise(alpha, grad).to(wide)
+        to_real = (weight * grad).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+        to_fake = ((1 - weight) * grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        to_alpha = None
+        if ctx.needs_input_grad[2]:
+            slope = grad * (real.to(wide) - fake.to(wide))
+            to_alpha = (slope.flatten(1).sum(1) if alpha.ndim else slope.sum()).to(alpha.dtype)
+        return to_real, to_fake, to_alpha
 
 
-torch.library.register_autograd("gpfast::interpolate", _backward, setup_context=_save, lib=_library)
+@torch.library.impl(_library, "interpolate", "Autograd")
+def _autograd(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    return _Interpolate.apply(real, fake, alpha)

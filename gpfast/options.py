@@ -48,7 +48,9 @@ class Options:
         """Raises TypeError or ValueError unless `weight` is a number or a 0-dim tensor."""
         if isinstance(weight, Tensor):
             if weight.ndim:
-                raise ValueError(f"`weight` must be a number or a 0-dim tensor; got a tensor of shape {tuple(weight.shape)}.")
+                raise ValueError(
+                    f"`weight` must be a number or a 0-dim tensor; got a tensor of shape {tuple(weight.shape)}."
+                )
         elif not isinstance(weight, Real):
             raise TypeError(f"`weight` must be a number or a 0-dim tensor; got {type(weight).__name__}.")
 
@@ -72,19 +74,27 @@ class Options:
             self.check_tensors(reals | fakes)
             for (name, r), (other, f) in zip(reals.items(), fakes.items(), strict=True):
                 if r.shape != f.shape:
-                    cut = " Cut both to the smaller batch, as the last batch of an epoch needs." if r.shape[1:] == f.shape[1:] else ""
+                    cut = (
+                        " Cut both to the smaller batch, as the last batch of an epoch needs."
+                        if r.shape[1:] == f.shape[1:]
+                        else ""
+                    )
                     raise ValueError(
-                        f"`{name}` and `{other}` must have the same shape; got {tuple(r.shape)} and {tuple(f.shape)}.{cut}"
+                        f"`{name}` and `{other}` must have the same shape; got {tuple(r.shape)} and"
+                        f" {tuple(f.shape)}.{cut}"
                     )
         else:
             self.check_tensors(reals)
             if self.at == "dragan":
                 for name, r in reals.items():
                     if r.numel() < 2:
-                        raise ValueError(f"at='dragan' needs the standard deviation of `{name}`: one value has none; give two or more.")
+                        raise ValueError(
+                            f"at='dragan' needs the standard deviation of `{name}`: one value has"
+                            " none; give two or more."
+                        )
 
     def check_tensors(self, tensors: dict[str, Any]) -> None:
-        """Raises unless all are strided floating-point tensors of one device, one non-empty batch, with the dims of the norm."""
+        """Raises unless all are strided, floating, of one device and one non-empty batch, with the dims of the norm."""
         if not tensors:
             raise ValueError("the critic's input holds no tensor; pass a tensor, or a tuple, list or dict of tensors.")
         kept, (first_name, first) = {}, next(iter(tensors.items()))
@@ -97,16 +107,23 @@ class Options:
                     " Convert data with .float(); pass labels through `args` or `kwargs`."
                 )
             if x.layout != torch.strided:
-                raise TypeError(f"`{name}` must be a dense (strided) tensor; got layout {x.layout}. Convert it with .to_dense().")
+                raise TypeError(
+                    f"`{name}` must be a dense (strided) tensor; got layout {x.layout}. Convert it with .to_dense()."
+                )
             if x.ndim == 0:
                 raise ValueError(f"`{name}` must have a batch dimension; got a 0-dim tensor.")
             if x.numel() == 0:
-                raise ValueError(f"`{name}` is empty: shape {tuple(x.shape)} has no norm to take the mean of. Skip such a batch.")
+                raise ValueError(
+                    f"`{name}` is empty: shape {tuple(x.shape)} has no norm to take the mean of. Skip such a batch."
+                )
             if x.device != first.device:
-                raise ValueError(f"`{name}` is on {x.device} but `{first_name}` is on {first.device}; move them to one device.")
+                raise ValueError(
+                    f"`{name}` is on {x.device} but `{first_name}` is on {first.device}; move them to one device."
+                )
             if x.shape[0] != first.shape[0] and self.norm_dims != "batch":
                 raise ValueError(
-                    f"`{name}` holds {x.shape[0]} samples but `{first_name}` holds {first.shape[0]}; a batch is the first dimension."
+                    f"`{name}` holds {x.shape[0]} samples but `{first_name}` holds {first.shape[0]};"
+                    " a batch is the first dimension."
                 )
             if isinstance(self.norm_dims, tuple):
                 for d in self.norm_dims:
@@ -119,12 +136,13 @@ class Options:
         for name, shape in kept.items():
             if shape != kept[first_name]:
                 raise ValueError(
-                    f"one norm runs over all inputs, so `norm_dims` must leave the same shape of each; it leaves {shape} of"
+                    "one norm runs over all inputs, so `norm_dims` must leave the same shape of"
+                    f" each; it leaves {shape} of"
                     f" `{name}` and {kept[first_name]} of `{first_name}`."
                 )
 
     def check_alpha(self, alpha: Any, real: Structure) -> None:
-        """Raises unless `alpha` is a weight on `real`: a number, 0-dim, (B,), or of the data's rank; in [0, 1] where that costs no read."""
+        """Raises unless `alpha` is a number, 0-dim, (B,) or of the data's rank; in [0, 1] where that costs no read."""
         if alpha is None:
             return
         if self.at not in ("interpolates", "dragan"):
@@ -177,7 +195,9 @@ class Options:
             if m.is_complex():
                 raise TypeError(f"`mask` must be real or boolean; got {m.dtype}.")
             if m.ndim > x.ndim or any(a not in (1, b) for a, b in zip(m.shape[::-1], x.shape[::-1], strict=False)):
-                raise ValueError(f"`mask` of shape {tuple(m.shape)} does not broadcast to the data's shape {tuple(x.shape)}.")
+                raise ValueError(
+                    f"`mask` of shape {tuple(m.shape)} does not broadcast to the data's shape {tuple(x.shape)}."
+                )
 
 
 @functools.lru_cache(maxsize=256)
@@ -195,7 +215,8 @@ def _checked(center, one_sided, at, norm_dims, eps, reduction, engine) -> Option
         pass
     elif norm_dims is not None and norm_dims != "batch":
         raise ValueError(
-            "`norm_dims` must be None (per sample), 'batch' (one norm over everything), or one or more dimensions as integers;"
+            "`norm_dims` must be None (per sample), 'batch' (one norm over everything), or one or"
+            " more dimensions as integers;"
             f" got {norm_dims!r}."
         )
     return Options(float(center), bool(one_sided), at, norm_dims, float(eps), reduction, engine)
@@ -209,26 +230,32 @@ def _check_same_structure(first: Structure, second: Structure, name: str = "`rea
             return f"a {'list' if isinstance(structure, list) else 'tuple'} of {len(structure)}"
         return "a tensor" if isinstance(structure, Tensor) else type(structure).__name__
 
-    keys = [list(s) if isinstance(s, Mapping) else len(s) if isinstance(s, tuple | list) else None for s in (first, second)]
+    keys = [
+        list(s) if isinstance(s, Mapping) else len(s) if isinstance(s, tuple | list) else None for s in (first, second)
+    ]
     if keys[0] != keys[1]:
         raise ValueError(f"{name} and {other} must be arranged alike; got {shape_of(first)} and {shape_of(second)}.")
 
 
 def check_alpha_shape(alpha: Tensor, name: str, x: Tensor) -> None:
-    """Raises ValueError unless `alpha` is 0-dim, 1-D of x's batch, or of x's rank and broadcasts to it, on x's device."""
+    """Raises ValueError unless `alpha` is 0-dim, of length B, or of x's rank and broadcasts to x, on x's device."""
     if alpha.ndim == 0:
         return
     if alpha.device != x.device:
-        raise ValueError(f"`alpha` is on {alpha.device} but `{name}` is on {x.device}; move it with alpha.to({name}.device).")
+        raise ValueError(
+            f"`alpha` is on {alpha.device} but `{name}` is on {x.device}; move it with alpha.to({name}.device)."
+        )
     if alpha.ndim == 1:
         if alpha.shape[0] != x.shape[0]:
             raise ValueError(
-                f"`alpha` of one dimension holds one weight a sample, so its length must be the batch, {x.shape[0]}; got"
+                "`alpha` of one dimension holds one weight a sample, so its length must be the"
+                f" batch, {x.shape[0]}; got"
                 f" {alpha.shape[0]}. For one weight shared by the batch pass a number or a 0-dim tensor."
             )
     elif alpha.ndim != x.ndim or any(a not in (1, b) for a, b in zip(alpha.shape, x.shape, strict=True)):
         raise ValueError(
-            f"`alpha` must be a number, a 0-dim tensor, a 1-D tensor of length {x.shape[0]}, or broadcast to the shape of `{name}`,"
+            f"`alpha` must be a number, a 0-dim tensor, a 1-D tensor of length {x.shape[0]}, or"
+            f" broadcast to the shape of `{name}`,"
             f" {tuple(x.shape)}, with as many dimensions; got shape {tuple(alpha.shape)}."
         )
 

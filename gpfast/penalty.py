@@ -1,4 +1,4 @@
-"""The public penalty: `gradient_penalty`, its presets, the module that holds its options, and the form for scores already there."""
+"""The public penalty: `gradient_penalty`, its presets, its module, and the form for scores that are there already."""
 
 from __future__ import annotations
 
@@ -45,36 +45,42 @@ def gradient_penalty(
         phi(n) = (n - center)^2, or max(0, n - center)^2 where one_sided
 
     critic      Any callable. Given the points as `critic(x, *args, **kwargs)`.
-    real, fake  A tensor (B, ...) of any rank of at least 1, or a tuple or list of them (the critic's first arguments) or a dict (keyword
-                arguments): several inputs share alpha, and the norm runs over all of them. `fake` is needed for
-                at="interpolates" and "fake", `real` for all but "fake"; what `at` does not need is ignored. Detach `fake` unless the
-                generator shall receive gradient. Dtypes that differ are promoted as PyTorch does.
+    real, fake  A tensor (B, ...) of any rank of at least 1, or a tuple or list of them (the critic's first arguments)
+                or a dict (keyword arguments): several inputs share alpha, and the norm runs over all of them. `fake`
+                is needed for at="interpolates" and "fake", `real` for all but "fake"; what `at` does not need is
+                ignored. Detach `fake` unless the generator shall receive gradient. Dtypes that differ are promoted as
+                PyTorch does.
     weight      A number or 0-dim tensor, which may require grad.
     center      The norm aimed at: 1 for WGAN-GP, 0 for R1 and R2.
     one_sided   Only norms above `center` cost (WGAN-LP, Petzka et al. 2018).
-    at          "interpolates"; "real" (R1 with center=0), "fake" (R2, Mescheder et al. 2018); "dragan" (Kodali et al. 2017: real + noise
-                0.5 * std(real) * U[0, 1), mixed with real by alpha; the deviation is that of the whole batch, held constant).
-    alpha       The weight on `real`, in [0, 1]: a number or 0-dim tensor is shared by the batch; a 1-D tensor of length B is per sample,
-                always; otherwise it has the data's rank and broadcasts. Default: one uniform draw a sample, on the data's device,
-                float32 (float64 for float64 data). The range is checked for numbers and CPU tensors, where that costs no wait.
+    at          "interpolates"; "real" (R1 with center=0), "fake" (R2, Mescheder et al. 2018); "dragan" (Kodali et al.
+                2017: real + noise 0.5 * std(real) * U[0, 1), mixed with real by alpha; the deviation is that of the
+                whole batch, held constant).
+    alpha       The weight on `real`, in [0, 1]: a number or 0-dim tensor is shared by the batch; a 1-D tensor of
+                length B is per sample, always; otherwise it has the data's rank and broadcasts. Default: one uniform
+                draw a sample, on the data's device, float32 (float64 for float64 data). The range is checked for
+                numbers and CPU tensors, where that costs no wait.
     generator   Draws alpha, then DRAGAN's noise; default: PyTorch's own. It must be of the data's device.
-    norm_dims   None: a norm per sample over all other dimensions. A dimension or a tuple: over those, say (1,) for a norm per pixel of an
-                image. "batch": one norm over everything.
+    norm_dims   None: a norm per sample over all other dimensions. A dimension or a tuple: over those, say (1,) for a
+                norm per pixel of an image. "batch": one norm over everything.
     eps         Under the square root. A zero norm gives a zero gradient for every eps >= 0.
     mask        Multiplies the gradient before its norm: a tensor that broadcasts to each input, or one for each input.
-    output      Picks the score out of what the critic returns: an index into a tuple, a key of a dict, an attribute's name, or a
-                callable. A map of scores is summed.
-    reduction   "mean" | "sum" | "none", over the norms; "none" has the shape of the norms: (B,), the map for other norm_dims, 0-dim for "batch".
-    engine      "auto" (today "autograd"), "autograd": PyTorch's double backward between fused ends, "reference": the eager lines.
+    output      Picks the score out of what the critic returns: an index into a tuple, a key of a dict, an attribute's
+                name, or a callable. A map of scores is summed.
+    reduction   "mean" | "sum" | "none", over the norms; "none" has the shape of the norms: (B,), the map for other
+                norm_dims, 0-dim for "batch".
+    engine      "auto" (today "autograd"), "autograd": PyTorch's double backward between fused ends, "reference": the
+                eager lines.
     return_stats  Also return `GradientStats(mean, min, max, norms)`, detached, without waiting for the device.
 
-    Returns a 0-dim tensor (or the shape of the norms), float32 at least: norm, eps and penalty are never computed in half precision.
-    Gradients reach the critic's parameters, and `real`, `fake`, `alpha` and `weight` where they require grad; the points' `.grad` is never
-    filled. Under `torch.no_grad()` only the value is computed. Differentiable to any order that the critic is.
+    Returns a 0-dim tensor (or the shape of the norms), float32 at least: norm, eps and penalty are never computed in
+    half precision. Gradients reach the critic's parameters, and `real`, `fake`, `alpha` and `weight` where they
+    require grad; the points' `.grad` is never filled. Under `torch.no_grad()` only the value is computed.
+    Differentiable to any order that the critic is.
 
-    Raises TypeError, ValueError or RuntimeError, naming the argument, for input that cannot be meant. Warns once of a critic with
-    batch normalisation in training mode.
-    Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3 and Algorithm 1.
+    Raises TypeError, ValueError or RuntimeError, naming the argument, for input that cannot be meant. Warns once of a
+    critic with batch normalisation in training mode. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3 and
+    Algorithm 1.
     """
     options = Options.checked(
         center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
@@ -85,10 +91,24 @@ def gradient_penalty(
     like, name = (fake, "fake") if at == "fake" else (real, "real")
     if engine == "reference":
         return reference.gradient_penalty(
-            critic, real, fake, weight=weight, center=options.center, one_sided=one_sided, at=at, alpha=alpha, generator=generator,
-            norm_dims=options.norm_dims, eps=options.eps, mask=mask, output=lambda result: _score(result, output), args=args,
-            kwargs=kwargs, reduction=reduction, return_stats=return_stats,
-        )  # fmt: skip
+            critic,
+            real,
+            fake,
+            weight=weight,
+            center=options.center,
+            one_sided=one_sided,
+            at=at,
+            alpha=alpha,
+            generator=generator,
+            norm_dims=options.norm_dims,
+            eps=options.eps,
+            mask=mask,
+            output=lambda result: _score(result, output),
+            args=args,
+            kwargs=kwargs,
+            reduction=reduction,
+            return_stats=return_stats,
+        )
     with_graph = torch.is_grad_enabled()
     points = draw(real, fake, at, alpha, generator)
     with torch.enable_grad():
@@ -98,7 +118,8 @@ def gradient_penalty(
         scores = _score(call_critic(critic, like, points, args, kwargs), output)
     if at in ("real", "fake") and versions != [x._version for x in points]:
         raise RuntimeError(
-            f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass {name}.clone(), or make the"
+            f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass"
+            f" {name}.clone(), or make the"
             " critic's first operation not in-place."
         )
     named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), edges, strict=True))
@@ -122,9 +143,10 @@ def gradient_penalty_from(
 ) -> Tensor | tuple[Tensor, GradientStats]:
     """The penalty on the gradient of `outputs` with respect to `inputs`, for code that has run the critic already.
 
-    `outputs`: the scores, any shape, summed. `inputs`: the tensor the critic was given, which required grad then, or a tuple, list or
-    dict of them. The other options, the result and its differentiability are those of `gradient_penalty`. As with any leaf in
-    PyTorch, `inputs.grad` is filled by a later `.backward()`; the graph of `outputs` is kept.
+    `outputs`: the scores, any shape, summed. `inputs`: the tensor the critic was given, which required grad then, or
+    a tuple, list or dict of them. The other options, the result and its differentiability are those of
+    `gradient_penalty`. As with any leaf in PyTorch, `inputs.grad` is filled by a later `.backward()`; the graph of
+    `outputs` is kept.
 
     Raises TypeError, ValueError or RuntimeError, naming the argument.
     """
@@ -138,25 +160,36 @@ def gradient_penalty_from(
     _check_score(outputs, "`outputs`", "compute them with grad mode on, from inputs that require grad")
     for name, x in tensors.items():
         if not x.requires_grad:
-            raise ValueError(f"`{name}` does not require grad; call {name}.requires_grad_() before the critic runs on it.")
+            raise ValueError(
+                f"`{name}` does not require grad; call {name}.requires_grad_() before the critic runs on it."
+            )
     if engine == "reference":
         gradients = torch.autograd.grad(outputs, list(tensors.values()), torch.ones_like(outputs), create_graph=True)
         return reference.penalty(
-            gradients, weight=weight, center=options.center, one_sided=one_sided, norm_dims=options.norm_dims, eps=options.eps,
-            mask=mask, reduction=reduction, return_stats=return_stats,
-        )  # fmt: skip
+            gradients,
+            weight=weight,
+            center=options.center,
+            one_sided=one_sided,
+            norm_dims=options.norm_dims,
+            eps=options.eps,
+            mask=mask,
+            reduction=reduction,
+            return_stats=return_stats,
+        )
     edges = dict(zip(tensors, edges_of(tensors_of(inputs)), strict=True))
-    value, norms = autograd.penalty(outputs, edges, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True)
+    value, norms = autograd.penalty(
+        outputs, edges, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
+    )
     return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
 
 
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
-    """R1: weight * mean_i ||g_i||^2 at the real samples. The paper's gamma / 2 is the caller's `weight` (Mescheder et al. 2018)."""
+    """R1: weight * mean_i ||g_i||^2 at the real samples; `weight` is the gamma / 2 of Mescheder et al. 2018."""
     return gradient_penalty(critic, real, weight=weight, center=0.0, eps=0.0, at="real", **options)
 
 
 def r2(critic: Callable, fake: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
-    """R2: weight * mean_i ||g_i||^2 at the generated samples. The paper's gamma / 2 is the caller's `weight` (Mescheder et al. 2018)."""
+    """R2: weight * mean_i ||g_i||^2 at the generated samples; `weight` is the gamma / 2 of Mescheder et al. 2018."""
     return gradient_penalty(critic, None, fake, weight=weight, center=0.0, eps=0.0, at="fake", **options)
 
 
@@ -173,8 +206,9 @@ def wgan_lp(critic: Callable, real: Structure, fake: Structure, **options) -> An
 class GradientPenalty(nn.Module):
     """`gradient_penalty` with its options held: `GradientPenalty(weight=10.0)(critic, real, fake)`.
 
-    Takes the options of `gradient_penalty` that stay the same from step to step; a `weight` given as a tensor moves with the module, and as
-    a parameter trains with it. What changes from step to step (`alpha`, `mask`, `args`, `kwargs`) is given to the call.
+    Takes the options of `gradient_penalty` that stay the same from step to step; a `weight` given as a tensor moves
+    with the module, and as a parameter trains with it. What changes from step to step (`alpha`, `mask`, `args`,
+    `kwargs`) is given to the call.
     """
 
     def __init__(
@@ -201,9 +235,17 @@ class GradientPenalty(nn.Module):
         else:
             self.weight = weight
         self.options = {
-            "center": center, "one_sided": one_sided, "at": at, "generator": generator, "norm_dims": norm_dims, "eps": eps,
-            "output": output, "reduction": reduction, "engine": engine, "return_stats": return_stats,
-        }  # fmt: skip
+            "center": center,
+            "one_sided": one_sided,
+            "at": at,
+            "generator": generator,
+            "norm_dims": norm_dims,
+            "eps": eps,
+            "output": output,
+            "reduction": reduction,
+            "engine": engine,
+            "return_stats": return_stats,
+        }
 
     def forward(
         self,
@@ -223,7 +265,10 @@ class GradientPenalty(nn.Module):
 
     def extra_repr(self) -> str:
         """The options that say what is computed."""
-        shown = {"weight": self.weight, **{k: self.options[k] for k in ("center", "one_sided", "at", "norm_dims", "reduction", "engine")}}
+        shown = {
+            "weight": self.weight,
+            **{k: self.options[k] for k in ("center", "one_sided", "at", "norm_dims", "reduction", "engine")},
+        }
         return ", ".join(f"{k}={v}" for k, v in shown.items())
 
 
@@ -231,7 +276,10 @@ def _check_call(critic, real, fake, weight, alpha, generator, mask, options: Opt
     if not callable(critic):
         raise TypeError(f"`critic` must be callable; got {type(critic).__name__}.")
     if torch.is_inference_mode_enabled():
-        raise RuntimeError("a gradient penalty needs autograd, which torch.inference_mode() switches off for good; use torch.no_grad().")
+        raise RuntimeError(
+            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good;"
+            " use torch.no_grad()."
+        )
     options.check_weight(weight)
     options.check_points(real, fake)
     like = fake if options.at == "fake" else real
@@ -253,13 +301,20 @@ def _score(result: Any, output: Callable | int | str | None) -> Tensor:
         raise TypeError(f"the critic returned {holds}; say which part is the score, for instance {remedy}.")
     if isinstance(result, Tensor) and not (output is None or callable(output)):
         raise TypeError(
-            f"`output`={output!r} picks from a tuple or a dict, but the critic returned a tensor of shape {tuple(result.shape)};"
+            f"`output`={output!r} picks from a tuple or a dict, but the critic returned a tensor of"
+            f" shape {tuple(result.shape)};"
             " leave it out, or pass a callable such as output=lambda scores: scores[:, 0]."
         )
     try:
         score = pick_score(result, output)
     except (KeyError, IndexError, AttributeError) as error:
-        held = list(result) if isinstance(result, Mapping) else f"{len(result)} items" if isinstance(result, tuple | list) else result
+        held = (
+            list(result)
+            if isinstance(result, Mapping)
+            else f"{len(result)} items"
+            if isinstance(result, tuple | list)
+            else result
+        )
         raise ValueError(f"`output`={output!r} is not in the critic's result, which holds {held}.") from error
     _check_score(score, "the critic's score", "was the critic run under torch.no_grad(), or its result detached?")
     return score

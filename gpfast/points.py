@@ -24,12 +24,12 @@ class _Root(torch.autograd.Function):
 
 
 def rooted(x: Tensor) -> Tensor:
-    """`x` as a tensor whose gradient can be asked for: itself where it requires grad, else an alias that accumulates none."""
+    """`x` itself where it requires grad, else an alias whose gradient can be asked for and is never accumulated."""
     return x if x.requires_grad else _Root.apply(x, torch.empty((), requires_grad=True))
 
 
 def edges_of(points: list[Tensor]) -> list[GradientEdge]:
-    """Where autograd shall deliver: taken before the critic runs, so that a critic that writes to its input moves nothing."""
+    """Where autograd shall deliver: taken before the critic runs, for a critic may write to its input."""
     return [get_gradient_edge(x) for x in points]
 
 
@@ -44,8 +44,9 @@ def draw(
 
     interpolates  alpha * real + (1 - alpha) * fake, alpha ~ U[0, 1) one draw a sample, shared by all inputs.
     real, fake    the samples themselves.
-    dragan        alpha * real + (1 - alpha) * (real + 0.5 * std(real) * u), u ~ U[0, 1) one draw an element, std over the whole
-                  batch of an input, unbiased, and not differentiated (Kodali et al. 2017, arXiv 1705.07215).
+    dragan        alpha * real + (1 - alpha) * (real + 0.5 * std(real) * u), u ~ U[0, 1) one draw an element, std over
+                  the whole batch of an input, unbiased, and not differentiated (Kodali et al. 2017, arXiv
+                  1705.07215).
 
     Draws come from `generator`, alpha first, then u for each input in order, in float32 (float64 for float64 data).
     """

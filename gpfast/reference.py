@@ -10,7 +10,7 @@ from gpfast.stats import GradientStats
 
 
 def points(real, fake, at, alpha, generator):
-    """Where the gradient is taken, one tensor an input: Gulrajani et al. 2017, Algorithm 1; DRAGAN: Kodali et al. 2017."""
+    """Where the gradient is taken (Gulrajani et al. 2017, Algorithm 1; DRAGAN: Kodali et al. 2017)."""
     real, fake = (None if s is None else tensors_of(s) for s in (real, fake))
     if at in ("real", "fake"):
         return [x if x.requires_grad else x.detach().requires_grad_() for x in (real if at == "real" else fake)]
@@ -19,7 +19,9 @@ def points(real, fake, at, alpha, generator):
     if alpha is None:
         alpha = torch.rand(len(first), dtype=accumulate_dtype(wide), device=first.device, generator=generator)
     if at == "dragan":  # the deviation is over the whole batch, unbiased, and held constant
-        noise = [torch.rand(x.shape, dtype=accumulate_dtype(x.dtype), device=x.device, generator=generator) for x in real]
+        noise = [
+            torch.rand(x.shape, dtype=accumulate_dtype(x.dtype), device=x.device, generator=generator) for x in real
+        ]
         fake = [x + (0.5 * x.detach().to(u.dtype).std() * u).to(x.dtype) for x, u in zip(real, noise, strict=True)]
     mixed = []
     for r, f in zip(real, fake, strict=True):
@@ -48,9 +50,26 @@ def penalty(gradients, *, weight, center, one_sided, norm_dims, eps, mask, reduc
     return (value, GradientStats.of(norms)) if return_stats else value
 
 
-def gradient_penalty(critic, real, fake=None, *, weight=10.0, center=1.0, one_sided=False, at="interpolates", alpha=None,
-                     generator=None, norm_dims=None, eps=1e-12, mask=None, output=None, args=(), kwargs=None,
-                     reduction="mean", return_stats=False):  # fmt: skip
+def gradient_penalty(
+    critic,
+    real,
+    fake=None,
+    *,
+    weight=10.0,
+    center=1.0,
+    one_sided=False,
+    at="interpolates",
+    alpha=None,
+    generator=None,
+    norm_dims=None,
+    eps=1e-12,
+    mask=None,
+    output=None,
+    args=(),
+    kwargs=None,
+    reduction="mean",
+    return_stats=False,
+):
     """The gradient penalty by PyTorch's own double backward; the options are those of `gpfast.gradient_penalty`.
 
     It checks nothing and fills the `.grad` of the points, as the eager code does. Differentiable to any order.
@@ -59,5 +78,14 @@ def gradient_penalty(critic, real, fake=None, *, weight=10.0, center=1.0, one_si
         x = points(real, fake, at, alpha, generator)
         scores = pick_score(call_critic(critic, fake if at == "fake" else real, x, args, kwargs), output)
         gradients = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)
-    return penalty(gradients, weight=weight, center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, mask=mask,
-                   reduction=reduction, return_stats=return_stats)  # fmt: skip
+    return penalty(
+        gradients,
+        weight=weight,
+        center=center,
+        one_sided=one_sided,
+        norm_dims=norm_dims,
+        eps=eps,
+        mask=mask,
+        reduction=reduction,
+        return_stats=return_stats,
+    )
