@@ -1,0 +1,66 @@
+"""What every test relies on: Triton interprets, fresh memory is NaN, and a skip says what it needs."""
+
+import importlib.util
+import types
+
+import interpreter
+
+interpreter.enable()  # before anything imports Triton, as torch may
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+import gpfast  # noqa: E402
+from gpfast import _extension  # noqa: E402
+from gpfast.gradient_norm import _plain as plain_gradient_norm  # noqa: E402
+from gpfast.gradient_norm import _plain_seed as plain_gradient_norm_seed  # noqa: E402
+from gpfast.interpolate import _plain as plain_interpolate  # noqa: E402
+
+ENDS = ("interpolate", "gradient_norm", "gradient_norm_seed")
+
+
+def pytest_collection_modifyitems(config, items):
+    for item in items:
+        if "slow" in item.keywords and "slow" not in config.option.markexpr:
+            item.add_marker(pytest.mark.skip(reason="real sizes take minutes: pytest -m slow"))
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def fresh_memory_is_nan():
+    """Fills what torch.empty returns with NaN, so that an element nobody wrote is seen."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=["pytorch", "c++", "triton", pytest.param("gpu", marks=pytest.mark.gpu)])
+def ends(request):
+    """The three ops of the two ends on one backend each, and the device they take."""
+    if request.param == "c++" and not _extension.available:
+        pytest.skip("needs the C++ extension")
+    if request.param == "triton":
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("needs Triton")
+        from gpfast.kernels import gradient_norm, interpolate
+
+        functions = interpolate.interpolate, gradient_norm.gradient_norm, gradient_norm.gradient_norm_seed
+    elif request.param == "pytorch":
+        functions = plain_interpolate, plain_gradient_norm, plain_gradient_norm_seed
+    else:
+        functions = tuple(getattr(torch.ops.gpfast, name).default for name in ENDS)
+    device = "cuda" if request.param == "gpu" else "cpu"
+    return types.SimpleNamespace(name=request.param, device=device, **dict(zip(ENDS, functions, strict=True)))
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(20170331)
+
+
+@pytest.fixture(params=["reference", "autograd", "auto"])
+def engine(request):
+    assert request.param in gpfast.penalty.ENGINES
+    return request.param
