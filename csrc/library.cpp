@@ -19,8 +19,15 @@ std::string cuda_targets() { return ""; }
 int64_t cuda_device_count() { return 0; }
 #endif
 
+#ifdef __clang__
+#define GPFAST_COMPILER __VERSION__
+#else
+#define GPFAST_COMPILER "GCC " __VERSION__
+#endif
+
+// JSON.
 std::string build_info() {
-  return "{\"cuda_targets\": \"" + cuda_targets() + "\", \"compiler\": \"" __VERSION__ "\", \"torch\": \"" TORCH_VERSION "\"}";
+  return R"({"cuda_targets": ")" + cuda_targets() + R"(", "compiler": ")" GPFAST_COMPILER R"(", "torch": ")" TORCH_VERSION R"("})";
 }
 
 }  // namespace

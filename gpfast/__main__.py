@@ -11,11 +11,8 @@ COMMANDS = {
     "bench": "measure the penalty on the zoo's critics against the eager lines, correctness first",
     "doctor": "what is installed, which kernels are taken and why, and a self-check",
 }
-PACKAGES = {
-    "matplotlib": "matplotlib",
-    "sklearn": "scikit-learn",
-    "tqdm": "tqdm",
-}  # optional ones: module, what pip calls it
+# What only some commands need: its name for import, and for pip.
+PACKAGES = {"matplotlib": "matplotlib", "sklearn": "scikit-learn", "tqdm": "tqdm"}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -30,7 +30,7 @@ def load() -> bool:
     except ImportError as cause:
         raise ImportError(
             f"{spec.origin} is there but cannot be loaded under torch {torch.__version__}: {cause}. Build it again for "
-            "this torch (pip install --no-build-isolation . in gpfast's sources), or set GPFAST_NO_EXT=1 to do without it."
+            "this torch (in its sources: pip install --no-build-isolation .), or set GPFAST_NO_EXT=1 to do without."
         ) from cause
     return True
 

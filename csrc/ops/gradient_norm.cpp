@@ -64,13 +64,42 @@ GPFAST_INLINE void finish_rows(const T* gradient, const Finish<Accumulate<T>>& f
   }
 }
 
+// The factor of a row's seed, from the norm that was saved and what arrives in backward.
+template <typename A>
+struct SeedFactor {
+  Penalty<A> penalty;
+  double scale;
+  const A *norms, *cotangent;
+  bool shared;  // one cotangent for all rows
+
+  GPFAST_INLINE A operator()(int64_t row) const {
+    // An exact zero, whatever the cotangent.
+    if (penalty.vanishes(norms[row])) return 0;
+    return static_cast<A>(scale * cotangent[shared ? 0 : row] * penalty.coefficient(norms[row]));
+  }
+};
+
+template <typename T>
+GPFAST_INLINE void seed_range(const T* gradient, const SeedFactor<Accumulate<T>>& factor, T* seed, int64_t cols, int64_t begin,
+                              int64_t end) {
+  for (int64_t row = begin / cols; begin < end; ++row) {
+    const int64_t stop = std::min(end, (row + 1) * cols);
+    scale_range(gradient + begin, factor(row), seed + begin, stop - begin);
+    begin = stop;
+  }
+}
+
 #define GPFAST_DEFINE(T)                                                                                                     \
   GPFAST_CLONES void whole_rows(const T* gradient, const Finish<Accumulate<T>>& finish, T* seed, int64_t cols, int64_t begin, \
                                 int64_t end) {                                                                               \
     finish_rows(gradient, finish, seed, cols, begin, end);                                                                   \
   }                                                                                                                          \
+  GPFAST_CLONES void seed_elements(const T* gradient, const SeedFactor<Accumulate<T>>& factor, T* seed, int64_t cols,        \
+                                   int64_t begin, int64_t end) {                                                             \
+    seed_range(gradient, factor, seed, cols, begin, end);                                                                    \
+  }                                                                                                                          \
   GPFAST_CLONES double sum_of_squares(const T* x, int64_t n) { return chunk_sum_of_squares(x, n); }                          \
-  GPFAST_CLONES void scale(const T* in, Accumulate<T> factor, T* out, int64_t n) { scale_range(in, factor, out, n); }
+  GPFAST_CLONES void scale_by(Accumulate<T> factor, const T* in, T* out, int64_t n) { scale_range(in, factor, out, n); }
 GPFAST_FOR_EACH_DTYPE(GPFAST_DEFINE)
 #undef GPFAST_DEFINE
 
@@ -108,7 +137,7 @@ void split_rows(const T* gradient, const Finish<Accumulate<T>>& finish, T* seed,
   }
   if (!seed) return;
   for_each_chunk(block, [&](int64_t row, int64_t first, int64_t n) {
-    scale(gradient + row * block.cols + first, factors[row], seed + row * block.cols + first, n);
+    scale_by(factors[row], gradient + row * block.cols + first, seed + row * block.cols + first, n);
   });
 }
 
@@ -158,7 +187,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gradient_norm_cpu(const at::Tenso
 }
 
 at::Tensor gradient_norm_seed_cpu(const at::Tensor& gradient, const at::Tensor& norms, const at::Tensor& cotangent, int64_t keep,
-                                  double center, bool one_sided, double scale_by) {
+                                  double center, bool one_sided, double scale) {
   const Rows block = dense_rows(gradient, keep, "gradient_norm_seed: gradient");
   TORCH_CHECK(norms.sizes() == gradient.sizes().slice(0, keep), "gradient_norm_seed: norms is ", norms.sizes(),
               " for a gradient of ", gradient.sizes(), " and keep ", keep);
@@ -167,28 +196,14 @@ at::Tensor gradient_norm_seed_cpu(const at::Tensor& gradient, const at::Tensor& 
   const auto seed = at::empty_like(gradient);
   if (seed.numel() == 0) return seed;
   const auto n = norms.contiguous(), weights = cotangent.contiguous();
-  const bool shared = cotangent.dim() == 0;
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, gradient.scalar_type(), "gradient_norm_seed", [&] {
     using A = Accumulate<scalar_t>;
     const auto* g = gradient.const_data_ptr<scalar_t>();
-    const auto *norm = n.const_data_ptr<A>(), *weight = weights.const_data_ptr<A>();
     auto* out = seed.mutable_data_ptr<scalar_t>();
-    const Penalty<A> penalty{static_cast<A>(center), one_sided};
-    const auto factor = [&](int64_t row) {
-      // An exact zero, whatever the cotangent.
-      if (penalty.vanishes(norm[row])) return A(0);
-      return static_cast<A>(scale_by * weight[shared ? 0 : row] * penalty.coefficient(norm[row]));
-    };
-    if (block.cols <= kChunk) {
-      at::parallel_for(0, block.rows, rows_a_thread(block), [&](int64_t begin, int64_t end) {
-        for (int64_t row = begin; row < end; ++row) scale(g + row * block.cols, factor(row), out + row * block.cols, block.cols);
-      });
-    } else {
-      for_each_chunk(block, [&](int64_t row, int64_t first, int64_t m) {
-        const int64_t at = row * block.cols + first;
-        scale(g + at, factor(row), out + at, m);
-      });
-    }
+    const SeedFactor<A> factor{{static_cast<A>(center), one_sided}, scale, n.const_data_ptr<A>(), weights.const_data_ptr<A>(),
+                               cotangent.dim() == 0};
+    at::parallel_for(0, block.rows * block.cols, kGrain,
+                     [&](int64_t begin, int64_t end) { seed_elements(g, factor, out, block.cols, begin, end); });
   });
   return seed;
 }

@@ -3,7 +3,6 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty_like.h>
-#include <ATen/ops/result_type.h>
 #include <torch/library.h>
 
 #include "ops/rows.h"
@@ -56,8 +55,9 @@ Operands prepare(const at::Tensor& real, const at::Tensor& fake, const at::Tenso
     TORCH_CHECK(real.size(d) == 1 || real.numel() == 0 || real.stride(d) == fake.stride(d), "interpolate: real has strides ",
                 real.strides(), " and fake has ", fake.strides());
   const Rows block = dense_rows(real, std::min<int64_t>(real.dim(), 1), "interpolate: real");
-  const auto dtype = at::result_type(real, fake);
-  Operands o{real.to(dtype), fake.to(dtype), alpha.to(dtype == at::kDouble ? at::kDouble : at::kFloat).contiguous(), {},
+  const auto dtype = c10::promoteTypes(real.scalar_type(), fake.scalar_type());
+  const auto as = [](const at::Tensor& tensor, at::ScalarType type) { return tensor.scalar_type() == type ? tensor : tensor.to(type); };
+  Operands o{as(real, dtype), as(fake, dtype), as(alpha, dtype == at::kDouble ? at::kDouble : at::kFloat).contiguous(), {},
              block.rows, block.cols};
   o.out = at::empty_like(o.real);
   if (alpha.dim() == 0) {

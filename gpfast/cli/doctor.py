@@ -78,7 +78,8 @@ def _gpu() -> str:
         built = torch.version.cuda or torch.version.hip
         return "none" if built else "none: this PyTorch is built for the CPU only"
     major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, CUDA {torch.version.cuda or torch.version.hip}"
+    runtime = f"CUDA {torch.version.cuda}" if torch.version.cuda else f"ROCm {torch.version.hip}"
+    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}, {runtime}"
 
 
 def _extension_line() -> str:
