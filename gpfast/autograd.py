@@ -14,28 +14,28 @@ from gpfast.options import Options
 
 def penalty(
     scores: Tensor,
-    edges: dict[str, GradientEdge],
+    targets: dict[str, Tensor | GradientEdge],
     mask: Structure | None,
     options: Options,
     *,
     create_graph: bool,
     retain_graph: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(reduced penalty without its weight, norms) of the gradient of all `scores` at `edges`, named for error messages.
+    """(reduced penalty without its weight, norms) of the gradient of all `scores`; `targets` have names for errors.
 
     With `create_graph` the value carries PyTorch's graph and is differentiable to any order that the critic is.
     """
     gradients = torch.autograd.grad(
         scores,
-        list(edges.values()),
+        list(targets.values()),
         torch.ones_like(scores),
         create_graph=create_graph,
         retain_graph=retain_graph,
         allow_unused=True,
     )
-    unused = [name for name, g in zip(edges, gradients, strict=True) if g is None]
+    unused = [name for name, g in zip(targets, gradients, strict=True) if g is None]
     if unused:
-        every = len(unused) == len(edges)
+        every = len(unused) == len(targets)
         raise RuntimeError(
             f"the critic's score does not depend on {' or '.join(f'`{name}`' for name in unused)}, so"
             " it has no gradient there"

@@ -35,7 +35,7 @@ def interpolate(real: Tensor, fake: Tensor, alpha: float | Tensor) -> Tensor:
     real = dense_rows(real, 1)
     if rows.ndim > 1:
         return _broadcast(real, fake, rows)
-    return _Interpolate.apply(real, like_layout(fake, real), rows)
+    return _differentiable(real, like_layout(fake, real), rows)
 
 
 def as_rows(alpha: float | Tensor, real: Tensor, dtype: torch.dtype) -> Tensor:
@@ -104,8 +104,7 @@ class _Interpolate(torch.autograd.Function):
         ctx.dtypes = real.dtype, fake.dtype
         needs_ends = ctx.needs_input_grad[2]
         ctx.save_for_backward(alpha, real if needs_ends else None, fake if needs_ends else None)
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.gpfast.interpolate.default(real, fake, alpha)
+        return _below_autograd(real, fake, alpha)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
@@ -121,6 +120,13 @@ class _Interpolate(torch.autograd.Function):
         return to_real, to_fake, to_alpha
 
 
+def _below_autograd(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    with torch._C._AutoDispatchBelowAutograd():
+        return torch.ops.gpfast.interpolate.default(real, fake, alpha)
+
+
 @torch.library.impl(_library, "interpolate", "Autograd")
-def _autograd(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
-    return _Interpolate.apply(real, fake, alpha)
+def _differentiable(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (real.requires_grad or fake.requires_grad or alpha.requires_grad):
+        return _Interpolate.apply(real, fake, alpha)
+    return _below_autograd(real, fake, alpha)

@@ -12,7 +12,7 @@ from gpfast import autograd, reference
 from gpfast.batch_statistics import warn_of_batch_statistics
 from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
 from gpfast.options import ENGINES, Options
-from gpfast.points import draw, edges_of, rooted
+from gpfast.points import Origin, draw, rooted
 from gpfast.stats import GradientStats
 
 __all__ = ["ENGINES", "GradientPenalty", "dragan", "gradient_penalty", "gradient_penalty_from", "r1", "r2", "wgan_lp"]
@@ -113,16 +113,16 @@ def gradient_penalty(
     points = draw(real, fake, at, alpha, generator)
     with torch.enable_grad():
         points = [rooted(x) for x in points]
-        edges = edges_of(points)
-        versions = [x._version for x in points]
+        origins = [Origin.of(x) for x in points]
         scores = _score(call_critic(critic, like, points, args, kwargs), output)
-    if at in ("real", "fake") and versions != [x._version for x in points]:
+    if at in ("real", "fake") and any(origin.moved(x) for origin, x in zip(origins, points, strict=True)):
         raise RuntimeError(
             f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass"
             f" {name}.clone(), or make the"
             " critic's first operation not in-place."
         )
-    named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), edges, strict=True))
+    targets = [origin.target(x) for origin, x in zip(origins, points, strict=True)]
+    named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
     value, norms = autograd.penalty(scores, named, mask, options, create_graph=with_graph, retain_graph=with_graph)
     return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
 
@@ -176,9 +176,8 @@ def gradient_penalty_from(
             reduction=reduction,
             return_stats=return_stats,
         )
-    edges = dict(zip(tensors, edges_of(tensors_of(inputs)), strict=True))
     value, norms = autograd.penalty(
-        outputs, edges, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
+        outputs, tensors, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
     )
     return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
 

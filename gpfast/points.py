@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge, Node
 
 from gpfast.inputs import Structure, tensors_of
 from gpfast.interpolate import interpolate
@@ -28,9 +30,25 @@ def rooted(x: Tensor) -> Tensor:
     return x if x.requires_grad else _Root.apply(x, torch.empty((), requires_grad=True))
 
 
-def edges_of(points: list[Tensor]) -> list[GradientEdge]:
-    """Where autograd shall deliver: taken before the critic runs, for a critic may write to its input."""
-    return [get_gradient_edge(x) for x in points]
+class Origin(NamedTuple):
+    """Where a point stands in the graph before the critic runs, which may write to it."""
+
+    version: int
+    node: Node | None
+    output: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Origin:
+        """The origin of `x` as it is now."""
+        return cls(x._version, x.grad_fn, x.output_nr)
+
+    def moved(self, x: Tensor) -> bool:
+        """Whether `x` was written to in place since, so that it stands further down the graph."""
+        return x._version != self.version
+
+    def target(self, x: Tensor) -> Tensor | GradientEdge:
+        """What to ask autograd's gradient for: `x`, or the place in the graph where it stood."""
+        return GradientEdge(self.node, self.output) if self.moved(x) else x
 
 
 def draw(
