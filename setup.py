@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 from setuptools import setup
@@ -17,14 +16,14 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
-        sys.exit("gpfast is built against the installed torch: install torch, then pip install --no-build-isolation .")
+        raise SystemExit("gpfast builds against the installed torch: use pip install --no-build-isolation .") from None
     if with_cuda == "1" and not nvcc:
-        sys.exit("GPFAST_CUDA=1 needs nvcc, which is neither on PATH nor in CUDA_HOME/bin.")
+        raise SystemExit("GPFAST_CUDA=1 needs nvcc, which is neither on PATH nor in CUDA_HOME/bin.")
     extension = CppExtension(
         "gpfast._C",
         [str(path) for path in sorted(Path("csrc").rglob("*.cpp"))],
-        include_dirs=[os.path.abspath("csrc")],
         depends=[str(path) for path in sorted(Path("csrc").rglob("*")) if path.suffix in (".h", ".cu")],
+        include_dirs=[os.path.abspath("csrc")],
         py_limited_api=True,
         # No -fopenmp when linking: the runtime is libtorch_cpu's. -fno-trapping-math lets fp16 loops vectorise.
         extra_compile_args=["-O3", "-g0", "-fopenmp", "-fno-trapping-math", "-fvisibility=hidden"],
@@ -37,8 +36,7 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
                 # The nvcc on PATH may be a wrapper script: it says itself where its libraries are.
                 plan = subprocess.run([nvcc, "--dryrun", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
                 extension.library_dirs += re.findall(r'"-L([^"]+)"', re.search(r"LIBRARIES=(.*)", plan)[1])
-                extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
-                extension.extra_link_args.append("-Wl,--exclude-libs,libcudart_static.a")
+                extension.extra_link_args += ["-Wl,--exclude-libs,ALL", "-lcudart_static", "-ldl", "-lrt", "-lpthread"]
                 extension.extra_compile_args.append("-DGPFAST_WITH_CUDA")
                 extension.extra_objects += [self.compile_cuda(path) for path in sorted(Path("csrc").rglob("*.cu"))]
             super().build_extensions()
@@ -46,6 +44,7 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
         def compile_cuda(self, source):
             wanted = os.environ.get("TORCH_CUDA_ARCH_LIST") or "8.0 9.0 10.0+PTX"
             targets = re.findall(r"(\d+)\.(\d+\w*)(\+PTX)?", wanted)
+            assert targets, f"TORCH_CUDA_ARCH_LIST must hold numbers, as in 8.0;9.0+PTX, and is {wanted}"
             codes = [f"sm_{a}{b}" for a, b, _ in targets] + [f"compute_{a}{b}" for a, b, ptx in targets if ptx]
             flags = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
             flags += [f'-DGPFAST_CUDA_TARGETS="{" ".join(codes)}"', "-Xcompiler=-fPIC,-fvisibility=hidden"]
