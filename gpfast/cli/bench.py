@@ -1,0 +1,253 @@
+"""`python -m gpfast bench`: the penalty and its parameter gradients, engine by engine, on the critics of the field."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gpfast import cost, zoo
+from gpfast.cli import machine, table, timing
+from gpfast.cli.competitors import COMPETITORS, COMPILE, EAGER, compiled_penalty, penalty_function, step_function
+from gpfast.cli.gate import Gate
+from gpfast.penalty import ENGINES
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+GATE_BATCH = 2
+
+DESCRIPTION = """\
+Measures one penalty and its gradient in every parameter of the critic, which is what a penalty
+adds to a training step: gradients set to None, the call, backward(). Each engine has a copy of
+the critic, with the same parameters.
+
+First a correctness gate: value and every parameter's gradient against gpfast.reference in float64,
+in the critic's small form in float64 (within 1e-10 of the critic's largest gradient entry) and in
+its real form in the measured dtype (||ours - fp64|| <= 1.5 ||eager - fp64|| + 4 eps ||fp64|| for
+each parameter; on two samples, on all with the competitor "compile"). Where an engine of gpfast
+fails, what failed is printed, no time of that critic is, and the exit status is 1.
+
+Then rounds in which every engine runs once, in an order shuffled anew each round (steps under
+20 ms several times a round, as often for all), and one table:
+
+  median ms, 20 %, 80 %  milliseconds a step over the rounds, with the 20th and 80th percentile
+  ratio     eager's time over this engine's in the same round, median over the rounds: above 1 is
+            faster than eager, which is the engine "reference"
+  peak MB   most bytes alive at once (in 10^6) beyond the inputs and the parameters; the
+            parameters' gradients count, what an ATen operator allocates inside does not
+  launches  dispatched operators that write memory; a fused operator of gpfast counts as the GPU
+            kernels it launches
+  GFLOP     of products and convolutions; elementwise work is not counted
+
+Peak, launches and GFLOP are counted from the dispatcher and do not depend on the machine. Code
+made by torch.compile does not pass there, so its row has none.
+"""
+EPILOG = f"""\
+memory allocator:
+  How glibc's malloc was used before moves eager's times by a third on small critics. So it is put
+  into one state, alike for all engines: the program starts anew, once, with
+  {" ".join(f"{name}={value}" for name, value in machine.MALLOC.items())}
+  (memory is kept, not returned, so after the warm-up nobody waits for page faults). Of these, what
+  is set already is left as it is.
+
+competitors:
+  {", ".join(ENGINES)}; and, on request, compile: torch.compile(fullgraph=True) over the eager
+  penalty written with torch.func.grad. It may take a minute to compile for each critic. Where it
+  cannot serve, its row says so.
+
+examples:
+  python -m gpfast bench --critics dcgan32 resnet32 --json before.json
+  python -m gpfast bench --critics dcgan32 resnet32 --against before.json
+  python -m gpfast bench --critics toy-mlp --engines auto compile
+"""
+
+
+def add_parser(subparsers) -> argparse.ArgumentParser:
+    """The parser of `bench`, added to those of `python -m gpfast`."""
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure the penalty on the critics of the field, after a correctness gate",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = ", ".join(zoo.ZOO)
+    parser.add_argument(
+        "--critics",
+        nargs="+",
+        default=["all"],
+        choices=[*zoo.ZOO, "all"],
+        metavar="NAME",
+        help=f"all (default), or some of: {names}",
+    )
+    parser.add_argument(
+        "--engines",
+        nargs="+",
+        default=list(ENGINES),
+        choices=COMPETITORS,
+        metavar="NAME",
+        help=f"some of: {', '.join(COMPETITORS)} (default: all but compile); {EAGER} always runs, for the ratio",
+    )
+    parser.add_argument(
+        "--batch", type=_positive(int), metavar="N", help="samples a batch (default: the zoo's, by critic)"
+    )
+    parser.add_argument("--repeats", type=_positive(int), default=25, metavar="N", help="rounds a critic (default 25)")
+    parser.add_argument(
+        "--seconds",
+        type=_positive(float),
+        default=30.0,
+        metavar="S",
+        help="no new round of a critic after so many seconds, but at least three (default 30)",
+    )
+    parser.add_argument("--json", type=Path, metavar="F", help="write everything, each time included, to this file")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="F",
+        help="show each ratio's change since this file of --json (ratios, for absolute times move)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_positive(int),
+        metavar="N",
+        help="PyTorch's CPU threads (default: what PyTorch takes by itself)",
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of critic and data (default float32)")
+    parser.add_argument("--device", type=_device, default="cpu", help="of critic and data (default cpu)")
+    return parser
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints the table, and returns the exit status: 0, 1 for a red gate, 2 for what cannot be run."""
+    if args.device.type == "cuda" and not torch.cuda.is_available():
+        return _refuse(f"--device {args.device} needs a GPU, and PyTorch sees none")
+    try:
+        earlier, about = table.read_json(args.against) if args.against else (None, {})
+    except (OSError, ValueError) as error:
+        return _refuse(f"--against: {error}")
+    if args.json and not args.json.absolute().parent.is_dir():
+        return _refuse(f"--json: there is no folder {args.json.absolute().parent}")
+    machine.fix_malloc()
+    torch.set_num_threads(args.threads or torch.get_num_threads())
+    rows, red = _measure_all(args)
+    settings = {"batch": args.batch, "repeats": args.repeats, "seconds": args.seconds, "dtype": args.dtype}
+    settings |= {"device": str(args.device), "threads": torch.get_num_threads(), "malloc": machine.malloc_line()}
+    line, versions = machine.machine_line(args.device), machine.versions()
+    if rows:
+        print(table.render(rows, earlier))
+        print(_footer(line, versions, settings))
+        for key in ("dtype", "device", "threads"):
+            then = about.get("settings", settings)[key]
+            if then != settings[key]:
+                print(f"Beware: {args.against} was taken with {key} {then}, this with {settings[key]}.")
+    if args.json:
+        table.write_json(args.json, rows, machine=line, versions=versions, settings=settings)
+    return 1 if red else 0
+
+
+def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool]:
+    """(rows, whether any critic was left out), saying at once what was left out and why."""
+    critics = list(zoo.ZOO) if "all" in args.critics else list(dict.fromkeys(args.critics))
+    engines = list(dict.fromkeys([EAGER, *args.engines]))
+    rows, red = [], False
+    with tqdm(total=len(critics) * args.repeats, unit="round", file=sys.stderr) as bar:
+        for i, name in enumerate(critics):
+            bar.set_description(name)
+            try:
+                found, failures = measure_critic(name, engines, args, bar.update)
+            except KeyboardInterrupt:
+                tqdm.write("stopped; the table holds what was finished", file=sys.stderr)
+                break
+            except RuntimeError as error:  # PyTorch's: out of memory, an operator that lacks the dtype
+                found, failures = [], [f"{type(error).__name__}: {error}"]
+            rows += found
+            red = red or bool(failures)
+            for failure in failures:
+                tqdm.write(f"FAILED, no times: {name}: {failure}", file=sys.stdout)
+            bar.update((i + 1) * args.repeats - bar.n)
+    return rows, red
+
+
+def measure_critic(
+    name: str, engines: list[str], args: argparse.Namespace, on_round: Callable[[], None]
+) -> tuple[list[table.Row], list[str]]:
+    """(rows, failures of the gate) of one critic; no rows where an engine of gpfast failed it."""
+    entry, dtype = zoo.ZOO[name], DTYPES[args.dtype]
+    batch = args.batch or entry.batch
+    critic = zoo.build(name, dtype=dtype, device=args.device)
+
+    def case_of(samples: int) -> zoo.Case:
+        generator = torch.Generator().manual_seed(1)
+        return entry.inputs(samples, False, device=args.device, dtype=dtype, generator=generator)
+
+    gate = Gate(entry, critic, case_of(batch if COMPILE in engines else min(batch, GATE_BATCH)))
+    failures = [f"engine {e}: {f}" for e in engines if e != COMPILE for f in gate.failures(e)]
+    if failures:
+        return [], failures
+    rows = {engine: table.Row(name, batch, engine) for engine in engines}
+    case, steps = case_of(batch), {}
+    for engine in engines:
+        copied = copy.deepcopy(critic)
+        if engine == COMPILE:
+            step, rows[engine].note = _compiled_step(gate, copied)
+        else:
+            step = step_function(penalty_function(engine, copied, case), copied)
+            counted = cost.measure(step, existing=(copied, case.real, case.fake, case.args))
+            rows[engine].peak_bytes, rows[engine].launches = counted.peak_bytes, counted.launches
+            rows[engine].flop, rows[engine].bytes_moved = counted.flop, counted.bytes_moved
+        if step is not None:
+            steps[engine] = step
+    times = timing.interleaved(steps, rounds=args.repeats, seconds=args.seconds, device=args.device, on_round=on_round)
+    for engine, measured in times.items():
+        row = rows[engine]
+        row.times_ms = measured
+        row.p20_ms, row.median_ms, row.p80_ms = timing.percentiles(measured)
+        row.ratio = timing.ratio(times[EAGER], measured)
+    return list(rows.values()), []
+
+
+def _compiled_step(gate: Gate, critic: torch.nn.Module) -> tuple[Callable[[], None] | None, str]:
+    """(step, "") of the competitor "compile" on the gate's case, or (None, why there is none)."""
+    try:
+        penalty = compiled_penalty(critic, gate.case)
+        failures = gate.real_failures(penalty, critic)
+    except Exception as error:  # whatever the compiler raises is the answer
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+        return None, f"cannot be compiled so: {type(error).__name__}: {first}"
+    return (None, f"fails the gate: {failures[0]}") if failures else (step_function(penalty, critic), "")
+
+
+def _footer(line: str, versions: dict[str, str], settings: dict) -> str:
+    found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"""
+{line}; {found}; {settings["dtype"]}; at most {settings["repeats"]} rounds and {settings["seconds"]:g} s a critic.
+Penalty and its gradient in every parameter. ratio: eager's time over the engine's, median of the rounds' ratios; above
+1 is faster. peak MB: 10^6 bytes alive beyond inputs and parameters, gradients included, ATen's workspace not. GFLOP:
+products and convolutions. {settings["malloc"]}."""
+
+
+def _device(text: str) -> torch.device:
+    try:
+        return torch.device(text)
+    except RuntimeError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no device of PyTorch") from error
+
+
+def _positive(kind: type) -> Callable:
+    def parse(text: str):
+        value = kind(text)
+        if not value > 0:
+            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
+        return value
+
+    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
+    return parse
+
+
+def _refuse(sentence: str) -> int:
+    print(f"gpfast bench: {sentence}", file=sys.stderr)
+    return 2

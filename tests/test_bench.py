@@ -1,0 +1,224 @@
+"""`python -m gpfast bench`: table, JSON, comparison, gate. No test asserts a time."""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import gpfast
+from gpfast import zoo
+from gpfast.__main__ import main
+from gpfast.cli import bench, competitors, machine, table, timing
+from gpfast.cli.gate import Gate, Outcome, exact_failures, outcome, rounded_failures
+
+TINY = ["--repeats", "2", "--seconds", "0.1", "--batch", "4", "--threads", "1"]
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch):
+    """The allocator counts as fixed, so that the command does not start this process anew; threads are put back."""
+    for name, value in machine.MALLOC.items():
+        monkeypatch.setenv(name, value)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def toy():
+    entry, critic = zoo.ZOO["toy-mlp"], zoo.build("toy-mlp")
+    return entry, critic, entry.inputs(4, False, generator=torch.Generator().manual_seed(0))
+
+
+def test_table_json_and_comparison(tmp_path, capsys):
+    file = tmp_path / "first.json"
+    assert main(["bench", "--critics", "toy-mlp", *TINY, "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    rows = [line for line in printed.splitlines() if line.startswith("| toy-mlp")]
+    assert [row.split("|")[3].strip() for row in rows] == ["reference", *sorted(set(bench.ENGINES) - {"reference"})]
+    assert "1 threads" in printed and torch.__version__ in printed and "MALLOC_MMAP_THRESHOLD_" in printed
+    data = json.loads(file.read_text())
+    assert set(data) == {"format", "machine", "versions", "settings", "rows"}
+    assert data["settings"]["threads"] == 1 and data["settings"]["batch"] == 4
+    for row in data["rows"]:
+        assert len(row["times_ms"]) == 2 and row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
+        assert row["peak_bytes"] > 0 and row["launches"] > 0 and row["flop"] > 0 and row["bytes_moved"] > 0
+    assert data["rows"][0]["engine"] == "reference" and data["rows"][0]["ratio"] == 1
+
+    arguments = ["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto", "--dtype", "float64"]
+    assert main([*arguments, "--against", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "change" in printed and "+0.0 %" in printed
+    assert "was taken with dtype float32, this with float64" in printed
+
+
+def test_a_wrong_engine_is_caught_and_not_timed(monkeypatch, capsys, tmp_path):
+    right = gpfast.gradient_penalty
+
+    def wrong(critic, real, fake, *, engine, **options):
+        value = right(critic, real, fake, engine=engine, **options)
+        return value * (1 + 1e-9) if engine == "auto" else value
+
+    monkeypatch.setattr(competitors.gpfast, "gradient_penalty", wrong)
+    file = tmp_path / "red.json"
+    assert main(["bench", "--critics", "toy-mlp", "tabular-mlp", *TINY, "--json", str(file)]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED, no times: toy-mlp: engine auto: small form, float64: the value" in printed
+    assert "|" not in printed and "autograd" not in printed
+    assert json.loads(file.read_text())["rows"] == []
+
+
+def test_an_engine_that_is_wrong_in_single_precision_only_is_caught(monkeypatch, toy):
+    right = gpfast.gradient_penalty
+
+    def wrong(critic, real, fake, **options):
+        value = right(critic, real, fake, **options)
+        return value * (1 + 1e-4) if real.dtype == torch.float32 else value
+
+    gate = Gate(*toy)
+    assert gate.failures("auto") == []
+    monkeypatch.setattr(competitors.gpfast, "gradient_penalty", wrong)
+    assert all(failure.startswith("real form, float32: the") for failure in gate.failures("auto"))
+    assert len(gate.failures("auto")) >= 4
+
+
+def test_the_gate_changes_nothing(toy):
+    entry, critic, case = toy
+    before = {name: value.clone() for name, value in critic.state_dict().items()}
+    state = torch.get_rng_state()
+    Gate(*toy).failures("autograd")
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
+    assert all(parameter.grad is None for parameter in critic.parameters())
+
+
+@pytest.mark.parametrize("name", ["tabular-mlp", "spectral-norm", "projection", "two-inputs", "tuple-output"])
+def test_the_gate_is_green_where_critics_draw_keep_buffers_or_take_more(name):
+    entry = zoo.ZOO[name]
+    critic, generator = zoo.build(name, small=True), torch.Generator().manual_seed(0)
+    gate = Gate(entry, critic, entry.inputs(2, True, generator=generator))
+    assert gate.failures("auto") == []
+
+
+def test_missing_gradients_and_nan_fail():
+    one = torch.ones((), dtype=torch.float64)
+    exact = Outcome(one, {"w": one, "b": None}, norms=one)
+    assert exact_failures(Outcome(one, {"w": one, "b": 0 * one}), exact) == []
+    assert exact_failures(Outcome(one, {"w": None, "b": None}), exact) == ["w has no gradient"]
+    assert "b has a gradient" in exact_failures(Outcome(one, {"w": one, "b": one}), exact)[0]
+    nan = one * torch.nan
+    assert len(exact_failures(Outcome(nan, {"w": nan, "b": None}), exact)) == 2
+    assert len(rounded_failures(Outcome(nan, {"w": nan, "b": None}), exact, exact, torch.float32)) == 2
+    far = Outcome(one, {"w": 3 * one, "b": None}, norms=one)
+    assert "nothing can be compared" in rounded_failures(exact, far, exact, torch.float32)[0]
+
+
+def test_the_compiled_competitor_is_the_same_penalty(monkeypatch, toy):
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    entry, critic, case = toy
+    assert Gate(*toy).real_failures(competitors.compiled_penalty(critic, case), critic) == []
+    entry = zoo.ZOO["two-inputs"]
+    critic = zoo.build(entry.name, small=True, dtype=torch.float64)
+    case = entry.inputs(4, True, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    alpha = torch.rand(4, dtype=torch.float64)
+    ours = outcome(competitors.compiled_penalty(critic, case), critic, alpha)
+    assert exact_failures(ours, outcome(competitors.penalty_function("reference", critic, case), critic, alpha)) == []
+
+
+def test_a_competitor_that_cannot_serve_says_so(monkeypatch, capsys):
+    def refuse(function, **options):
+        raise RuntimeError("\nno compiler here\nand more")
+
+    monkeypatch.setattr(torch, "compile", refuse)
+    assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "compile"]) == 0
+    printed = capsys.readouterr().out
+    assert "toy-mlp, compile: cannot be compiled so: RuntimeError: no compiler here" in printed
+    assert "nothing" not in printed and printed.count("| toy-mlp") == 2
+
+
+def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
+    broken = tmp_path / "broken.json"
+    broken.write_text("{}")
+    assert main(["bench", "--against", str(broken)]) == 2
+    assert "is not a file that this version's --json wrote" in capsys.readouterr().err
+    assert main(["bench", "--json", str(tmp_path / "missing" / "f.json")]) == 2
+    assert "there is no folder" in capsys.readouterr().err
+    for arguments in (["--critics", "nobody"], ["--repeats", "0"], ["--device", "abacus"]):
+        with pytest.raises(SystemExit):
+            main(["bench", *arguments])
+    if not torch.cuda.is_available():
+        assert main(["bench", "--device", "cuda"]) == 2
+        assert "needs a GPU" in capsys.readouterr().err
+
+
+def test_help_explains_everything(capsys):
+    parser = bench.add_parser(argparse.ArgumentParser().add_subparsers())
+    text = parser.format_help()
+    for word in ("MALLOC_TRIM_THRESHOLD_", "ratio", "peak MB", "launches", "GFLOP", "gate", "--against", "compile"):
+        assert word in text
+    assert all(option.help for option in parser._actions)
+
+
+def test_malloc_is_fixed_by_starting_anew_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(machine.os, "execve", lambda *call: calls.append(call))
+    monkeypatch.setattr(machine, "_has_glibc", lambda: True)
+    machine.fix_malloc()
+    assert calls == []
+    monkeypatch.delenv("MALLOC_TOP_PAD_")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "123")
+    machine.fix_malloc()
+    ((program, arguments, environment),) = calls
+    assert program == sys.executable and arguments[1:] == sys.orig_argv[1:]
+    assert environment["MALLOC_TOP_PAD_"] == machine.MALLOC["MALLOC_TOP_PAD_"]
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == "123"
+    monkeypatch.setattr(machine, "_has_glibc", lambda: False)
+    machine.fix_malloc()
+    assert len(calls) == 1 and "no glibc" in machine.malloc_line()
+
+
+def test_rounds_run_every_step_as_often():
+    counts = {"a": 0, "b": 0}
+
+    def step(name):
+        counts[name] += 1
+
+    rounds = []
+    times = timing.interleaved(
+        {name: lambda name=name: step(name) for name in counts},
+        rounds=5,
+        seconds=60,
+        device="cpu",
+        on_round=lambda: rounds.append(1),
+    )
+    assert counts["a"] == counts["b"] and len(rounds) == len(times["a"]) == len(times["b"]) == 5
+    few = timing.interleaved({"a": lambda: None}, rounds=50, seconds=0, device="cpu")
+    assert len(few["a"]) == timing.MIN_ROUNDS
+
+
+def test_percentiles_and_ratio():
+    assert timing.percentiles([5.0, 1.0, 2.0, 3.0, 4.0, 6.0]) == (2.0, 3.5, 5.0)
+    assert timing.percentiles([7.0]) == (7.0, 7.0, 7.0)
+    assert timing.ratio([2.0, 4.0, 9.0], [1.0, 4.0, 3.0]) == 2.0
+
+
+def test_a_row_without_figures_keeps_the_table_even():
+    rows = [
+        table.Row("c", 4, "auto", [1.0], 1.0, 1.0, 1.0, 1.2345, 1, 2, 3, 4),
+        table.Row("c", 4, "compile", note="no"),
+    ]
+    earlier = [table.Row("c", 4, "auto", ratio=1.0)]
+    text = table.render(rows, earlier)
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert "+23.4 %" in lines[2] and lines[-1] == "c, compile: no"
+
+
+def test_tqdm_missing_is_a_sentence(tmp_path):
+    (tmp_path / "tqdm.py").write_text("raise ModuleNotFoundError(\"No module named 'tqdm'\", name='tqdm')")
+    command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from gpfast.__main__ import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", command, "bench"], capture_output=True, text=True)
+    assert done.returncode == 2 and "pip install tqdm" in done.stderr and "Traceback" not in done.stderr
