@@ -1,0 +1,39 @@
+"""The penalty and its gradient in every parameter: each engine on each critic, and torch.compile on six."""
+
+import copy
+
+import pytest
+from cases import DEVICES, case_of, failures_of, gate_of
+
+from gpfast import zoo
+from gpfast.cli.competitors import compiled_penalty, penalty_function, step_function
+from gpfast.penalty import ENGINES
+
+pytestmark = pytest.mark.benchmark(min_rounds=5, max_time=3.0)
+
+COMPILED = ["toy-mlp", "motion-prior", "dcgan32", "resnet32", "layernorm-dcgan", "audio-1d"]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("name", zoo.ZOO)
+def test_engine(run, name, engine, device):
+    assert failures_of(name, engine, device) == []
+    critic = zoo.build(name, device=device)
+    run(step_function(penalty_function(engine, critic, case_of(name, device)), critic), f"{name} {device}", device)
+
+
+@pytest.mark.filterwarnings("default")  # the compiler warns, and that is no failure
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", COMPILED)
+def test_compile(run, name, device):
+    gate = gate_of(name, device)  # at the batch that is timed: another would compile twice
+    critic = copy.deepcopy(gate.critic)
+    penalty = compiled_penalty(critic, gate.case)
+    try:
+        failures = gate.real_failures(penalty, critic)
+    except Exception as error:  # whatever the compiler raises is the answer
+        pytest.skip(f"torch.compile cannot serve {name}: {type(error).__name__}: {error}")
+    if failures:
+        pytest.skip(f"torch.compile fails the gate on {name}: {failures[0]}")
+    run(step_function(penalty, critic), f"{name} {device}", device)
