@@ -34,7 +34,6 @@ std::string build_info() {
 
 TORCH_LIBRARY(gpfast, m) {
   m.def("build_info() -> str", &build_info);
-  m.def("cuda_targets() -> str", &cuda_targets);
   m.def("cuda_device_count() -> int", &cuda_device_count);
   m.def("interpolate_cuda(Tensor real, Tensor fake, Tensor alpha) -> Tensor");
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import json
@@ -35,6 +36,12 @@ def load() -> bool:
     return True
 
 
+def absence() -> str:
+    """Why the extension is not there."""
+    return "GPFAST_NO_EXT switches the extension off" if switched_off() else "the extension, gpfast._C, is not built"
+
+
+@functools.cache
 def build_info() -> dict[str, str]:
     """What the loaded extension was built with: its CUDA targets ("" without CUDA), compiler and torch version."""
     return json.loads(torch.ops.gpfast.build_info())

@@ -89,7 +89,7 @@ def backend(device: torch.device | str) -> tuple[str, str]:
         return ("triton", "Triton is installed") if triton else ("pytorch", "Triton is not installed")
     if kind == "cpu" and _extension.available:
         return "c++", "the extension is built"
-    return "pytorch", "the extension is not built" if kind == "cpu" else f"no kernel of ours is for {kind}"
+    return "pytorch", _extension.absence() if kind == "cpu" else f"no kernel of ours is for {kind}"
 
 
 def _scale(reduction: str, norms: int) -> float:

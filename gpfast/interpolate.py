@@ -62,7 +62,7 @@ def backend(device: torch.device | str) -> tuple[str, str]:
         return "pytorch", "neither Triton nor an extension with CUDA kernels is there"
     if kind == "cpu" and _extension.available:
         return "c++", "the extension is built"
-    return "pytorch", "the extension is not built" if kind == "cpu" else f"no kernel of ours is for {kind}"
+    return "pytorch", _extension.absence() if kind == "cpu" else f"no kernel of ours is for {kind}"
 
 
 def _rowwise(alpha: Tensor, tensor: Tensor) -> Tensor:

@@ -87,7 +87,7 @@ def test_a_build_without_torch_names_the_flag():
 def test_build_info_names_targets_compiler_and_torch():
     info = json.loads(torch.ops.gpfast.build_info())
     assert info == _extension.build_info() and set(info) == {"cuda_targets", "compiler", "torch"}
-    assert info["cuda_targets"] == torch.ops.gpfast.cuda_targets() and info["torch"].startswith("2.")
+    assert info["torch"].startswith("2.")
 
 
 @needs_extension
@@ -184,7 +184,7 @@ def test_the_compiled_ops_refuse_what_has_no_dense_rows():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32, torch.float64], ids=str)
 def test_the_cuda_kernel_agrees_with_the_cpu(dtype, generator):
-    if not torch.ops.gpfast.cuda_targets():
+    if not _extension.build_info()["cuda_targets"]:
         pytest.skip("needs an extension built with CUDA")
     real, fake = (torch.randn(5, 2049, generator=generator).to(dtype) for _ in range(2))
     alpha = torch.rand(5, generator=generator, dtype=torch.float64).to(torch.promote_types(dtype, torch.float32))

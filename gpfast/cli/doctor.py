@@ -84,7 +84,7 @@ def _gpu() -> str:
 
 def _extension_line() -> str:
     if not _extension.available:
-        return "no: switched off by GPFAST_NO_EXT" if _extension.switched_off() else "no: gpfast._C is not built"
+        return f"no: {_extension.absence()}"
     built = _extension.build_info()
     path = importlib.util.find_spec("gpfast._C").origin
     return f"yes: {path}, compiler {built['compiler']}, against torch {built['torch']}"
