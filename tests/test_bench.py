@@ -222,3 +222,16 @@ def test_tqdm_missing_is_a_sentence(tmp_path):
     command = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from gpfast.__main__ import main; sys.exit(main())"
     done = subprocess.run([sys.executable, "-c", command, "bench"], capture_output=True, text=True)
     assert done.returncode == 2 and "pip install tqdm" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_slack_lets_other_rounding_pass_and_nothing_worse(toy):
+    entry, critic, case = toy
+    gate = Gate(*toy)
+
+    def scaled(factor):
+        penalty = competitors.penalty_function("reference", critic, gate.case)
+        return lambda alpha: factor * penalty(alpha)
+
+    assert gate.real_failures(scaled(1.001), critic) != []
+    assert gate.real_failures(scaled(1.001), critic, competitors.COMPILE_SLACK) == []
+    assert gate.real_failures(scaled(1.1), critic, competitors.COMPILE_SLACK) != []

@@ -13,7 +13,15 @@ from tqdm import tqdm
 
 from gpfast import cost, zoo
 from gpfast.cli import machine, table, timing
-from gpfast.cli.competitors import COMPETITORS, COMPILE, EAGER, compiled_penalty, penalty_function, step_function
+from gpfast.cli.competitors import (
+    COMPETITORS,
+    COMPILE,
+    COMPILE_SLACK,
+    EAGER,
+    compiled_penalty,
+    penalty_function,
+    step_function,
+)
 from gpfast.cli.gate import Gate
 from gpfast.penalty import ENGINES
 
@@ -56,8 +64,9 @@ memory allocator:
 
 competitors:
   {", ".join(ENGINES)}; and, on request, compile: torch.compile(fullgraph=True) over the eager
-  penalty written with torch.func.grad. It may take a minute to compile for each critic. Where it
-  cannot serve, its row says so.
+  penalty written with torch.func.grad. It may take a minute to compile for each critic. Its gate
+  allows {100 * COMPILE_SLACK:g} % of the largest gradient on top, since it rounds otherwise from the first layer on.
+  Where it cannot serve, its row says so.
 
 examples:
   python -m gpfast bench --critics dcgan32 resnet32 --json before.json
@@ -214,7 +223,7 @@ def _compiled_step(gate: Gate, critic: torch.nn.Module) -> tuple[Callable[[], No
     """(step, "") of the competitor "compile" on the gate's case, or (None, why there is none)."""
     try:
         penalty = compiled_penalty(critic, gate.case)
-        failures = gate.real_failures(penalty, critic)
+        failures = gate.real_failures(penalty, critic, COMPILE_SLACK)
     except Exception as error:  # whatever the compiler raises is the answer
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         return None, f"cannot be compiled so: {type(error).__name__}: {first}"

@@ -17,6 +17,8 @@ from gpfast.zoo import Case
 EAGER = "reference"
 COMPILE = "compile"
 COMPETITORS = (*ENGINES, COMPILE)
+# Its kernels round otherwise, and then an activation beside a ReLU's kink moves the gradient: held to this share of it.
+COMPILE_SLACK = 0.01
 
 Penalty = Callable[..., Tensor]
 
