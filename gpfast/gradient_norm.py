@@ -194,11 +194,14 @@ class _GradientNorm(torch.autograd.Function):
         ctx.keep, ctx.center, ctx.one_sided, ctx.eps = keep, center, one_sided, eps
         ctx.scale = _scale(reduction, norms.numel())
         ctx.mark_non_differentiable(norms, seed)
+        ctx.set_materialize_grads(False)
         ctx.save_for_backward(gradient, norms)
         return value, norms, seed
 
     @staticmethod
-    def backward(ctx, grad_value: Tensor, _norms_grad, _seed_grad):
+    def backward(ctx, grad_value: Tensor | None, _norms_grad, _seed_grad):
+        if grad_value is None:
+            return (None,) * 7
         gradient, norms = ctx.saved_tensors
         if torch.is_grad_enabled():
             norms = _norms(_squares(gradient, ctx.keep, ctx.eps))

@@ -58,6 +58,16 @@ def test_dtypes_are_promoted_as_pytorch_does(ends, pair, generator):
     torch.testing.assert_close(out.double(), expected, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", [(3, 7), (5, 1000), (2, 4097)], ids=named)
+def test_bits_are_those_of_the_eager_formula(ends, shape, dtype, generator):
+    """A point that differs in its last bit can flip the sign of an activation, and with it a whole gradient."""
+    real, fake = (sample(shape, dtype, generator, ends.device) for _ in range(2))
+    alpha = torch.rand(shape[:1], generator=generator, dtype=dtype).to(ends.device)
+    eager = alpha[:, None] * real + (1 - alpha[:, None]) * fake
+    assert torch.equal(ends.interpolate(real, fake, alpha), eager)
+
+
 def test_ends_of_the_line_are_exact(ends, generator):
     real, fake = (sample((4, 50), torch.float32, generator, ends.device) for _ in range(2))
     alpha = torch.tensor([0.0, 1.0, 0.0, 1.0], device=ends.device)

@@ -17,6 +17,10 @@ __device__ T narrow(A x) {
   return static_cast<T>(x);
 }
 
+// Rounded after each operation, never fused: the bits of the eager formula, so that no activation of a critic flips its sign.
+__device__ float mix_rounded(float a, float r, float f) { return __fadd_rn(__fmul_rn(a, r), __fmul_rn(1.f - a, f)); }
+__device__ double mix_rounded(double a, double r, double f) { return __dadd_rn(__dmul_rn(a, r), __dmul_rn(1. - a, f)); }
+
 template <typename T, int kWidth>
 struct alignas(sizeof(T) * kWidth) Vector {
   T lane[kWidth];
@@ -40,7 +44,7 @@ __global__ void __launch_bounds__(kThreads) interpolate(const T* __restrict__ re
       a = alpha[++row];
     }
     ++column;
-    return narrow<T>(a * widen(r) + (A(1) - a) * widen(f));
+    return narrow<T>(mix_rounded(a, widen(r), widen(f)));
   };
   if (left >= kWidth) {
     using Wide = Vector<T, kWidth>;
