@@ -16,6 +16,7 @@ from .rows import (
     accumulator,
     divide,
     edges,
+    flat_block,
     row_boundary,
     rows_of_block,
     shape_2d,
@@ -53,7 +54,7 @@ def _seed_factor(norm, center, weight, AT_ZERO: tl.constexpr, ONE_SIDED: tl.cons
     return factor
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _tile_kernel(
     gradient_ptr,  # (rows, cols)
     norms_ptr,  # (rows,)
@@ -214,12 +215,6 @@ def _finish_kernel(
 
 
 @triton.jit
-def _store_scaled(gradient_ptr, seed_ptr, factor, mask, ACC: tl.constexpr):
-    g = tl.load(gradient_ptr, mask).to(ACC)
-    tl.store(seed_ptr, (factor * g).to(seed_ptr.dtype.element_ty), mask)
-
-
-@triton.jit
 def _row_factor(
     norms_ptr,
     cotangent_ptr,
@@ -240,6 +235,40 @@ def _row_factor(
     return _seed_factor(norm, center, weight, AT_ZERO, ONE_SIDED)
 
 
+@triton.jit
+def _scale(
+    gradient_ptr,
+    norms_ptr,
+    cotangent_ptr,
+    seed_ptr,
+    start,
+    lane,
+    mask,
+    rows,
+    cols,
+    center,
+    scale,
+    AT_ZERO: tl.constexpr,
+    ONE_SIDED: tl.constexpr,
+    SHARED: tl.constexpr,
+    NARROW: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The elements start + lane where mask; lane < BLOCK."""
+    row = start // cols
+    if NARROW:
+        row = rows_of_block(start, row, cols, lane)
+        factor = _row_factor(norms_ptr, cotangent_ptr, row, mask, center, scale, AT_ZERO, ONE_SIDED, SHARED)
+    else:
+        this = _row_factor(norms_ptr, cotangent_ptr, row, None, center, scale, AT_ZERO, ONE_SIDED, SHARED)
+        following = tl.minimum(row + 1, rows - 1)
+        following = _row_factor(norms_ptr, cotangent_ptr, following, None, center, scale, AT_ZERO, ONE_SIDED, SHARED)
+        factor = tl.where(lane < row_boundary(start, row, cols, BLOCK), this, following)
+    g = tl.load(gradient_ptr + start + lane, mask).to(ACC)
+    tl.store(seed_ptr + start + lane, (factor * g).to(seed_ptr.dtype.element_ty), mask)
+
+
 @triton.jit(do_not_specialize=["rows", "cols"])
 def _seed_kernel(
     gradient_ptr,  # (rows, cols)
@@ -257,27 +286,18 @@ def _seed_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    start, length, whole = flat_block(rows.to(tl.int64), cols, BLOCK)
     lane = tl.arange(0, BLOCK)
-    left = rows.to(tl.int64) * cols - start
-    full = left >= BLOCK
-    mask = lane < left
-    row = start // cols
-    if NARROW:
-        row = rows_of_block(start, row, cols, lane)
-        factor = _row_factor(norms_ptr, cotangent_ptr, row, mask, center, scale, AT_ZERO, ONE_SIDED, SHARED)
-    else:
-        this = _row_factor(norms_ptr, cotangent_ptr, row, None, center, scale, AT_ZERO, ONE_SIDED, SHARED)
-        following = tl.minimum(row + 1, rows - 1)
-        following = _row_factor(norms_ptr, cotangent_ptr, following, None, center, scale, AT_ZERO, ONE_SIDED, SHARED)
-        factor = tl.where(lane < row_boundary(start, row, cols, BLOCK), this, following)
-
-    gradient_ptr += start + lane
-    seed_ptr += start + lane
-    if full:  # without a mask, accesses are wide whatever the length
-        _store_scaled(gradient_ptr, seed_ptr, factor, None, ACC)
-    else:
-        _store_scaled(gradient_ptr, seed_ptr, factor, mask, ACC)
+    _scale(
+        gradient_ptr, norms_ptr, cotangent_ptr, seed_ptr, start, lane, lane < whole, rows, cols, center, scale,
+        AT_ZERO, ONE_SIDED, SHARED, NARROW, ACC, BLOCK,
+    )  # fmt: skip
+    if whole < length:
+        tail = whole + tl.arange(0, VECTOR)
+        _scale(
+            gradient_ptr, norms_ptr, cotangent_ptr, seed_ptr, start, tail, tail < length, rows, cols, center, scale,
+            AT_ZERO, ONE_SIDED, SHARED, NARROW, ACC, BLOCK,
+        )  # fmt: skip
 
 
 def gradient_norm(
@@ -310,29 +330,36 @@ def gradient_norm(
 
 
 def _launch_norms(gradient, norms, phi, seed, rows, cols, scalars, options):
-    plan = launch.gradient_norm_plan(cols)
+    plan = launch.gradient_norm_plan(cols, norms.element_size())
     if plan.kind == "tile":
-        tile_rows = max(launch.TILE_BYTES // (norms.element_size() * plan.block), 1)
+        tile_rows = launch.tile_rows(cols, norms.element_size())
         _tile_kernel[(launch.ceil_div(rows, tile_rows),)](
             gradient, norms, phi, seed, rows, cols, *scalars, **options,
-            ROWS=tile_rows, COLS=plan.block, num_warps=plan.num_warps,
+            ROWS=tile_rows, COLS=plan.block, num_warps=plan.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
         return
     edges_exist = cols % launch.VECTOR != 0
     if plan.kind == "row":
         _row_kernel[(rows,)](
             gradient, norms, phi, seed, cols, *scalars, EDGES=edges_exist, **options,
-            BLOCK=plan.block, num_warps=plan.num_warps,
+            BLOCK=plan.block, num_warps=plan.num_warps, enable_fp_fusion=False,
         )  # fmt: skip
         return
     partial = norms.new_empty((rows, plan.splits))
     pieces = (cols, plan.chunk, plan.splits)
     _partial_kernel[(rows * plan.splits,)](
-        gradient, partial, *pieces, EDGES=edges_exist, ACC=options["ACC"], BLOCK=plan.block, num_warps=plan.num_warps
+        gradient,
+        partial,
+        *pieces,
+        EDGES=edges_exist,
+        ACC=options["ACC"],
+        BLOCK=plan.block,
+        num_warps=plan.num_warps,
+        enable_fp_fusion=False,
     )
     _finish_kernel[(rows * plan.splits if options["WITH_SEED"] else rows,)](
         gradient, partial, norms, phi, seed, *pieces, *scalars, EDGES=edges_exist, **options,
-        BLOCK=plan.block, SPLITS=launch.power_of_two(plan.splits), num_warps=plan.num_warps,
+        BLOCK=plan.block, SPLITS=launch.power_of_two(plan.splits), num_warps=plan.num_warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
@@ -356,8 +383,9 @@ def gradient_norm_seed(
     shared = cotangent.dim() == 0
     dtype = accumulator(gradient.dtype)
     assert norms.dtype == cotangent.dtype == dtype and norms.shape == gradient.shape[:keep]
+    block = launch.flat_block(norms.element_size())
     with torch.cuda.device_of(gradient):
-        _seed_kernel[(launch.ceil_div(seed.numel(), launch.FLAT_BLOCK),)](
+        _seed_kernel[(launch.ceil_div(seed.numel(), block),)](
             gradient,
             norms.contiguous(),
             cotangent.contiguous(),
@@ -369,9 +397,10 @@ def gradient_norm_seed(
             AT_ZERO=center == 0,
             ONE_SIDED=one_sided,
             SHARED=shared,
-            NARROW=cols < launch.FLAT_BLOCK,
+            NARROW=cols < block,
             ACC=TRITON_DTYPE[dtype],
-            BLOCK=launch.FLAT_BLOCK,
+            BLOCK=block,
             num_warps=launch.FLAT_WARPS,
+            enable_fp_fusion=False,
         )
     return seed

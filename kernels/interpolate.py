@@ -5,15 +5,40 @@ import triton
 import triton.language as tl
 
 from . import launch
-from .rows import TRITON_DTYPE, accumulator, row_boundary, rows_of_block, shape_2d
+from .rows import TRITON_DTYPE, VECTOR, accumulator, flat_block, row_boundary, rows_of_block, shape_2d
 
 
 @triton.jit
-def _store_block(real_ptr, fake_ptr, out_ptr, alpha, mask, ACC: tl.constexpr):
-    real = tl.load(real_ptr, mask).to(ACC)
-    fake = tl.load(fake_ptr, mask).to(ACC)
+def _mix(
+    real_ptr,
+    fake_ptr,
+    alpha_ptr,
+    out_ptr,
+    start,
+    lane,
+    mask,
+    rows,
+    cols,
+    SHARED: tl.constexpr,
+    NARROW: tl.constexpr,
+    ACC: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """The elements start + lane where mask; lane < BLOCK."""
+    if SHARED:
+        alpha = tl.load(alpha_ptr).to(ACC)
+    else:
+        row = start // cols
+        if NARROW:
+            alpha = tl.load(alpha_ptr + rows_of_block(start, row, cols, lane), mask).to(ACC)
+        else:
+            this = tl.load(alpha_ptr + row).to(ACC)
+            following = tl.load(alpha_ptr + tl.minimum(row + 1, rows - 1)).to(ACC)
+            alpha = tl.where(lane < row_boundary(start, row, cols, BLOCK), this, following)
+    real = tl.load(real_ptr + start + lane, mask).to(ACC)
+    fake = tl.load(fake_ptr + start + lane, mask).to(ACC)
     out = alpha * real + (1.0 - alpha) * fake
-    tl.store(out_ptr, out.to(out_ptr.dtype.element_ty), mask)
+    tl.store(out_ptr + start + lane, out.to(out_ptr.dtype.element_ty), mask)
 
 
 @triton.jit(do_not_specialize=["rows", "cols"])
@@ -29,30 +54,12 @@ def _interpolate_kernel(
     ACC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    start = tl.program_id(0).to(tl.int64) * BLOCK
+    start, length, whole = flat_block(rows.to(tl.int64), cols, BLOCK)
     lane = tl.arange(0, BLOCK)
-    left = rows.to(tl.int64) * cols - start
-    full = left >= BLOCK
-    mask = lane < left
-
-    if SHARED:
-        alpha = tl.load(alpha_ptr).to(ACC)
-    else:
-        row = start // cols
-        if NARROW:
-            alpha = tl.load(alpha_ptr + rows_of_block(start, row, cols, lane), mask).to(ACC)
-        else:
-            this = tl.load(alpha_ptr + row).to(ACC)
-            following = tl.load(alpha_ptr + tl.minimum(row + 1, rows - 1)).to(ACC)
-            alpha = tl.where(lane < row_boundary(start, row, cols, BLOCK), this, following)
-
-    real_ptr += start + lane
-    fake_ptr += start + lane
-    out_ptr += start + lane
-    if full:  # without a mask, accesses are wide whatever the length
-        _store_block(real_ptr, fake_ptr, out_ptr, alpha, None, ACC)
-    else:
-        _store_block(real_ptr, fake_ptr, out_ptr, alpha, mask, ACC)
+    _mix(real_ptr, fake_ptr, alpha_ptr, out_ptr, start, lane, lane < whole, rows, cols, SHARED, NARROW, ACC, BLOCK)
+    if whole < length:
+        tail = whole + tl.arange(0, VECTOR)
+        _mix(real_ptr, fake_ptr, alpha_ptr, out_ptr, start, tail, tail < length, rows, cols, SHARED, NARROW, ACC, BLOCK)
 
 
 def interpolate(real: torch.Tensor, fake: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
@@ -66,8 +73,10 @@ def interpolate(real: torch.Tensor, fake: torch.Tensor, alpha: torch.Tensor) -> 
     if out.numel() == 0:
         return out
     rows, cols = shape_2d(real, 1)
+    dtype = accumulator(out.dtype)
+    block = launch.flat_block(dtype.itemsize)
     with torch.cuda.device_of(real):
-        _interpolate_kernel[(launch.ceil_div(out.numel(), launch.FLAT_BLOCK),)](
+        _interpolate_kernel[(launch.ceil_div(out.numel(), block),)](
             real,
             fake,
             alpha.contiguous(),
@@ -75,9 +84,10 @@ def interpolate(real: torch.Tensor, fake: torch.Tensor, alpha: torch.Tensor) -> 
             rows,
             cols,
             SHARED=alpha.dim() == 0,
-            NARROW=cols < launch.FLAT_BLOCK,
-            ACC=TRITON_DTYPE[accumulator(out.dtype)],
-            BLOCK=launch.FLAT_BLOCK,
+            NARROW=cols < block,
+            ACC=TRITON_DTYPE[dtype],
+            BLOCK=block,
             num_warps=launch.FLAT_WARPS,
+            enable_fp_fusion=False,
         )
     return out

@@ -41,6 +41,14 @@ def divide(x, y):
 
 
 @triton.jit
+def flat_block(rows, cols, BLOCK: tl.constexpr):
+    """(start, length, whole) of this program's block of flat memory; `whole` of its elements fill whole vectors."""
+    start = tl.program_id(0).to(tl.int64) * BLOCK
+    length = tl.minimum(rows * cols - start, BLOCK).to(tl.int32)
+    return start, length, length // VECTOR * VECTOR
+
+
+@triton.jit
 def row_boundary(start, row, cols, BLOCK: tl.constexpr):
     """How many of the BLOCK elements from `start`, which lies in `row`, belong to that row."""
     return tl.minimum((row + 1) * cols - start, BLOCK).to(tl.int32)
@@ -55,7 +63,7 @@ def rows_of_block(start, row, cols, lane):
 
 @triton.jit
 def vector_bounds(begin, end):
-    """[first, last) inside [begin, end), both multiples of VECTOR; first > last where no such range exists."""
+    """The largest [first, last) in [begin, end) between multiples of VECTOR; first <= last where end - begin >= 31."""
     return (begin + VECTOR - 1) // VECTOR * VECTOR, end // VECTOR * VECTOR
 
 
@@ -64,7 +72,6 @@ def edges(begin, first, last, end):
     """Offsets from `begin` of what [first, last) leaves of [begin, end): its head and its tail, and which exist."""
     lane = tl.arange(0, 2 * VECTOR)
     in_head = lane < VECTOR
-    tail = tl.maximum(first, last)
-    offset = tl.where(in_head, lane, (tail - begin).to(tl.int32) + lane - VECTOR)
-    stop = tl.where(in_head, tl.minimum(first, end) - begin, end - begin)
+    offset = tl.where(in_head, lane, (last - begin).to(tl.int32) + lane - VECTOR)
+    stop = tl.where(in_head, first - begin, end - begin)
     return offset, offset < stop
