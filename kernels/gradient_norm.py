@@ -2,7 +2,8 @@
 
 n = sqrt(sum_row g^2 + eps), phi(n), and the tangent seed scale * phi'(n)/n * g. Three ways to cover (rows, cols),
 chosen by launch.gradient_norm_plan: a tile of several short rows a program, one row a program, or a row cut into
-chunks with partial sums in between. Sums run in a fixed order, without atomics: every run gives the same bits.
+chunks with partial sums in between. Sums run in a fixed order, without atomics: every run gives the same bits. Products
+and sums are not fused (enable_fp_fusion), since the compiler would choose which by what else a kernel does.
 """
 
 import torch
@@ -10,48 +11,18 @@ import triton
 import triton.language as tl
 
 from . import launch
+from .penalty import penalty, seed_factor
 from .rows import (
     TRITON_DTYPE,
     VECTOR,
     accumulator,
-    divide,
     edges,
     flat_block,
     row_boundary,
     rows_of_block,
     shape_2d,
-    sqrt,
     vector_bounds,
 )
-
-
-@triton.jit
-def _penalty(total, center, eps, AT_ZERO: tl.constexpr, ONE_SIDED: tl.constexpr):
-    """(n, phi(n)) of a row's sum of squares; AT_ZERO says that center is 0."""
-    squared_norm = total + tl.full((), eps, total.dtype)
-    norm = sqrt(squared_norm)
-    if AT_ZERO:
-        phi = squared_norm
-    else:
-        excess = norm - tl.full((), center, norm.dtype)
-        if ONE_SIDED:  # not a maximum, which would drop NaN
-            excess = tl.where(excess <= 0.0, 0.0, excess)
-        phi = excess * excess
-    return norm, phi
-
-
-@triton.jit
-def _seed_factor(norm, center, weight, AT_ZERO: tl.constexpr, ONE_SIDED: tl.constexpr):
-    """weight * phi'(n)/n: phi'(n)/n is 2 where center is 0; else the product is exactly 0 where n or phi' is."""
-    if AT_ZERO:
-        factor = weight * 2.0
-    else:
-        excess = norm - tl.full((), center, norm.dtype)
-        flat = norm == 0.0
-        if ONE_SIDED:
-            flat = flat | (excess <= 0.0)
-        factor = tl.where(flat, 0.0, weight * divide(2.0 * excess, norm))
-    return factor
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -80,11 +51,11 @@ def _tile_kernel(
     offset = row[:, None] * cols + col[None, :]
     g = tl.load(gradient_ptr + first * cols + offset, mask, other=0.0).to(ACC)
 
-    norm, phi = _penalty(tl.sum(g * g, axis=1), center, eps, AT_ZERO, ONE_SIDED)
+    norm, phi = penalty(tl.sum(g * g, axis=1), center, eps, AT_ZERO, ONE_SIDED)
     tl.store(norms_ptr + first + row, norm, live)
     tl.store(phi_ptr + first + row, phi, live)
     if WITH_SEED:
-        factor = _seed_factor(norm, center, tl.full((ROWS,), scale, ACC), AT_ZERO, ONE_SIDED)
+        factor = seed_factor(norm, center, tl.full((ROWS,), scale, ACC), AT_ZERO, ONE_SIDED)
         seed = (factor[:, None] * g).to(seed_ptr.dtype.element_ty)
         tl.store(seed_ptr + first * cols + offset, seed, mask)
 
@@ -120,11 +91,11 @@ def _row_kernel(
     else:
         total = tl.sum(g * g)
 
-    norm, phi = _penalty(total, center, eps, AT_ZERO, ONE_SIDED)
+    norm, phi = penalty(total, center, eps, AT_ZERO, ONE_SIDED)
     tl.store(norms_ptr + row, norm)
     tl.store(phi_ptr + row, phi)
     if WITH_SEED:
-        factor = _seed_factor(norm, center, tl.full((), scale, ACC), AT_ZERO, ONE_SIDED)
+        factor = seed_factor(norm, center, tl.full((), scale, ACC), AT_ZERO, ONE_SIDED)
         tl.store(seed_ptr + first + lane, (factor * g).to(seed_ptr.dtype.element_ty), mask)
         if EDGES:
             tl.store(seed_ptr + begin + edge, (factor * g_edge).to(seed_ptr.dtype.element_ty), at_edge)
@@ -195,12 +166,12 @@ def _finish_kernel(
         piece = program % splits
     split = tl.arange(0, SPLITS)
     total = tl.sum(tl.load(partial_ptr + row * splits + split, split < splits, other=0.0))
-    norm, phi = _penalty(total, center, eps, AT_ZERO, ONE_SIDED)
+    norm, phi = penalty(total, center, eps, AT_ZERO, ONE_SIDED)
     if piece == 0:
         tl.store(norms_ptr + row, norm)
         tl.store(phi_ptr + row, phi)
     if WITH_SEED:
-        factor = _seed_factor(norm, center, tl.full((), scale, ACC), AT_ZERO, ONE_SIDED)
+        factor = seed_factor(norm, center, tl.full((), scale, ACC), AT_ZERO, ONE_SIDED)
         begin, end = _chunk(row, piece, cols, chunk, splits)
         first, last = vector_bounds(begin, end)
         lane = tl.arange(0, BLOCK)
@@ -232,7 +203,7 @@ def _row_factor(
     else:
         cotangent = tl.load(cotangent_ptr + row, mask)
     weight = tl.full((), scale, norm.dtype) * cotangent
-    return _seed_factor(norm, center, weight, AT_ZERO, ONE_SIDED)
+    return seed_factor(norm, center, weight, AT_ZERO, ONE_SIDED)
 
 
 @triton.jit

@@ -1,4 +1,7 @@
-"""interpolate on the GPU: out = alpha * real + (1 - alpha) * fake, one pass over flat memory."""
+"""interpolate on the GPU: out = alpha * real + (1 - alpha) * fake, one pass over flat memory.
+
+Products and sums are not fused (enable_fp_fusion), so float32 and float64 have the bits of the eager formula.
+"""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Parts shared by the kernels: exact arithmetic, rows of a flat block, and ranges cut at vector bounds."""
+"""Parts shared by the kernels: rows of a flat block, and ranges cut at vector bounds."""
 
 import math
 
@@ -22,22 +22,6 @@ TRITON_DTYPE = {torch.float32: tl.float32, torch.float64: tl.float64}
 def shape_2d(tensor: torch.Tensor, keep: int) -> tuple[int, int]:
     """(N, K) of a tensor with dense rows: the lengths of its first `keep` dimensions, and of the others, multiplied."""
     return math.prod(tensor.shape[:keep]), math.prod(tensor.shape[keep:])
-
-
-@triton.jit
-def sqrt(x):
-    if x.dtype == tl.float64:
-        return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
-
-
-@triton.jit
-def divide(x, y):
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
 
 
 @triton.jit

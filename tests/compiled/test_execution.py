@@ -178,6 +178,14 @@ def test_interpolate(emulator, shape, dtype):
     check_interpolation(emulator, real, fake, torch.rand((), dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_interpolate_has_the_bits_of_the_eager_formula(emulator, dtype):
+    real, fake, alpha = sample((5, 1001), dtype), sample((5, 1001), dtype, 1), torch.rand(5, 1, dtype=dtype)
+    with emulator.running():
+        out = interpolate(real, fake, alpha[:, 0])
+    assert torch.equal(out, alpha * real + (1 - alpha) * fake)
+
+
 @pytest.mark.parametrize("pair", [(0, 1), (0, 2), (2, 1), (3, 2), (1, 3)], ids=str)
 def test_interpolate_mixed_dtypes(emulator, pair):
     first, second = (DTYPES[i] for i in pair)
