@@ -30,6 +30,7 @@ bench: $(BUILT)
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 clean:
 	rm -rf build dist *.egg-info gpfast/_C*.so $(VENV)/.built-*
