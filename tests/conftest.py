@@ -1,10 +1,13 @@
 """What every test relies on: Triton interprets, fresh memory is NaN, and a skip says what it needs."""
 
 import importlib.util
+import os
 import types
 
 import interpreter
 
+# Tensors are tiny here: threads that spin between them only slow down whoever else runs.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 interpreter.enable()  # before anything imports Triton, as torch may
 
 import pytest  # noqa: E402
