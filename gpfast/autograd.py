@@ -1,5 +1,4 @@
-"""The engine "autograd": PyTorch's own double backward between the fused ends. It serves every"
-" critic PyTorch differentiates twice."""
+"""PyTorch's own double backward between the fused ends: exact on every critic that PyTorch differentiates twice."""
 
 from __future__ import annotations
 

@@ -3,55 +3,65 @@
 from __future__ import annotations
 
 import functools
+import os
+import sys
 import warnings
 import weakref
 from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 _norms: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref]] = weakref.WeakKeyDictionary()
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+_PACKAGES = tuple(os.path.dirname(p) + os.sep for p in (__file__, torch.__file__))
 
 
 def warn_of_batch_statistics(critic: Callable) -> None:
     """Warns, once a module, where `critic` is or holds a module that normalises by the batch."""
-    for module in _modules_of(critic):
-        if module in _warned:
-            continue
+    if torch.compiler.is_compiling():
+        return
+    for module in [critic] if isinstance(critic, nn.Module) else _modules_of(critic):
         if module not in _norms:
             _norms[module] = [weakref.ref(m) for m in module.modules() if isinstance(m, _BatchNorm)]
         for ref in _norms[module]:
             norm = ref()
-            if norm is not None and (norm.training or norm.running_mean is None):
+            if norm is not None and (norm.training or norm.running_mean is None) and module not in _warned:
                 _warned.add(module)
                 warnings.warn(
-                    f"{type(module).__name__} holds {type(norm).__name__} in training mode. The"
-                    " gradient penalty is a term for each"
-                    " sample, but batch statistics make every score depend on the whole batch, so"
-                    " the gradient of one sample is no"
-                    " longer its own. Use layer, instance or group normalisation in the critic"
+                    f"{type(module).__name__} holds {type(norm).__name__} in training mode. The gradient penalty is a"
+                    " term for each sample, but batch statistics make every score depend on the whole batch, so the"
+                    " gradient of one sample is no longer its own. Use layer, instance or group normalisation in the critic"
                     " (Gulrajani et al. 2017, section 4).",
-                    stacklevel=3,
+                    stacklevel=_level_of_the_caller(),
                 )
-                break
 
 
 def _modules_of(critic: Callable) -> list[nn.Module]:
-    if isinstance(critic, nn.Module):
-        return [critic]
+    """The modules that a method, a partial or a function plainly uses: its owner, its closure, the names it reads."""
     if isinstance(critic, functools.partial):
-        return _modules_of(critic.func)
-    owner = getattr(critic, "__self__", None)
-    if isinstance(owner, nn.Module):
-        return [owner]
-    cells = getattr(critic, "__closure__", None) or ()
-    return [m for m in (cell.cell_contents for cell in cells if _filled(cell)) if isinstance(m, nn.Module)]
+        return _modules_of(critic.func) if not isinstance(critic.func, nn.Module) else [critic.func]
+    function = getattr(critic, "__func__", critic)
+    code = getattr(function, "__code__", None)
+    names = code.co_names if code else ()
+    scope = getattr(function, "__globals__", {})
+    held: list[Any] = [scope[name] for name in names if name in scope]
+    held += [getattr(critic, "__self__", None)]
+    for cell in getattr(function, "__closure__", None) or ():
+        try:
+            held.append(cell.cell_contents)
+        except ValueError:  # an empty cell
+            continue
+    owners = [vars(owner) for owner in held if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module | type)]
+    held += [fields[name] for fields in owners for name in names if name in fields]
+    return [module for module in held if isinstance(module, nn.Module)]
 
 
-def _filled(cell) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018 - an empty cell raises
-    except ValueError:
-        return False
-    return True
+def _level_of_the_caller() -> int:
+    """The `stacklevel` of the first frame outside this package and PyTorch, for the function that calls this."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGES):
+        frame, level = frame.f_back, level + 1
+    return level

@@ -1,23 +1,22 @@
 """The last fused end: the norms of the critic's gradient, their penalty, and the seed that differentiates it.
 
-    n_i = sqrt(||g_i||^2 + eps)        phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where
-    c = 0 v_i = scale * phi'(n_i) / n_i * g_i        scale = 1/N for the mean over N norms, 1 for the sum and for no
-    reduction
+    n_i = sqrt(||g_i||^2 + eps)
+    phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where c = 0
+    v_i = scale * phi'(n_i) / n_i * g_i, scale = 1/N for the mean over N norms, 1 for the sum and for no reduction
 
 A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
 """
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-from gpfast import _extension
+from gpfast.backend import choose, under_transform
+from gpfast.checks import check_inputs, check_mask, check_weight
 from gpfast.inputs import Structure, named_tensors, tensors_of
-from gpfast.layout import accumulate_dtype, dense_rows, kept_first
-from gpfast.options import Options
+from gpfast.layout import accumulate_dtype, dense_rows, kept_first, rowwise
+from gpfast.options import Options, checked
 from gpfast.stats import GradientStats
 
 _library = torch.library.Library("gpfast", "FRAGMENT")
@@ -46,7 +45,7 @@ def gradient_norm_penalty(
 ) -> Tensor | tuple[Tensor, GradientStats]:
     """The penalty weight * reduction(phi(n)) of critic gradients that are there already.
 
-    phi and n are those at the top of this module.
+        n_i = sqrt(||mask * g_i||^2 + eps),  phi(n) = (n - center)^2, or max(0, n - center)^2 where one_sided
 
     `gradients` is a tensor (B, ...) or a tuple, list or dict of them, over which one norm runs; the options are those
     of `gpfast.gradient_penalty`. The result is float32 (float64 for float64 gradients): 0-dim, or of the norms' shape
@@ -55,10 +54,11 @@ def gradient_norm_penalty(
     Raises ValueError or TypeError for an option that does not fit. Differentiable to any order in the gradients; the
     norms in the statistics are detached. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3.
     """
-    options = Options.checked(center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, reduction=reduction)
-    options.check_weight(weight)
-    options.check_tensors(named_tensors(gradients, "gradients"))
-    options.check_mask(mask, gradients)
+    options = checked(center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, reduction=reduction)
+    tensors = named_tensors(gradients, "gradients")
+    check_inputs(tensors, options)
+    check_weight(weight, next(iter(tensors.values())).device)
+    check_mask(mask, gradients, "gradients")
     value, norms = penalty_of(tensors_of(gradients), mask, options)
     return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
 
@@ -75,29 +75,15 @@ def penalty_of(gradients: list[Tensor], mask: Structure | None, options: Options
         parts = [kept_first(g, options.norm_dims) for g in gradients]
         keep = parts[0][1]
         rows = torch.cat([g.reshape(*g.shape[:keep], -1) for g, _ in parts], dim=keep)
-    value, norms, _ = _GradientNorm.apply(
+    norm = _plain if under_transform() else _GradientNorm.apply
+    value, norms, _ = norm(
         dense_rows(rows, keep), keep, options.center, options.one_sided, options.eps, options.reduction, False
     )
     return value, norms
 
 
-def backend(device: torch.device | str) -> tuple[str, str]:
-    """Which kernel takes gradient norms on `device`, and why: ("c++" | "triton" | "pytorch", reason)."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        triton = importlib.util.find_spec("triton") is not None
-        return ("triton", "Triton is installed") if triton else ("pytorch", "Triton is not installed")
-    if kind == "cpu" and _extension.available:
-        return "c++", "the extension is built"
-    return "pytorch", _extension.absence() if kind == "cpu" else f"no kernel of ours is for {kind}"
-
-
 def _scale(reduction: str, norms: int) -> float:
-    return 1.0 / norms if reduction == "mean" else 1.0
-
-
-def _rowwise(values: Tensor, gradient: Tensor) -> Tensor:
-    return values.reshape(*values.shape, *[1] * (gradient.ndim - values.ndim)) if values.ndim else values
+    return 1.0 / max(norms, 1) if reduction == "mean" else 1.0
 
 
 def _squares(gradient: Tensor, keep: int, eps: float) -> Tensor:
@@ -122,7 +108,7 @@ def _seed(gradient: Tensor, norms: Tensor, cotangent: Tensor, center: float, one
             flat = flat | (excess <= 0)
         coefficient = torch.where(flat, 0, (2 * scale) * cotangent * excess / torch.where(norms == 0, 1, norms))
     coefficient = coefficient.expand(norms.shape)
-    return (_rowwise(coefficient, gradient) * gradient.to(norms.dtype)).to(gradient.dtype)
+    return (rowwise(coefficient, gradient) * gradient.to(norms.dtype)).to(gradient.dtype)
 
 
 @torch.library.impl(_library, "gradient_norm", "CompositeExplicitAutograd")
@@ -152,7 +138,7 @@ def _plain_seed(
 
 @torch.library.impl(_library, "gradient_norm", "CUDA")
 def _cuda(gradient: Tensor, *options) -> tuple[Tensor, Tensor, Tensor]:
-    if backend(gradient.device)[0] != "triton":
+    if choose(gradient.device)[0] != "triton":
         return _plain(gradient, *options)
     from gpfast.kernels.gradient_norm import gradient_norm as kernel
 
@@ -161,7 +147,7 @@ def _cuda(gradient: Tensor, *options) -> tuple[Tensor, Tensor, Tensor]:
 
 @torch.library.impl(_library, "gradient_norm_seed", "CUDA")
 def _cuda_seed(gradient: Tensor, *options) -> Tensor:
-    if backend(gradient.device)[0] != "triton":
+    if choose(gradient.device)[0] != "triton":
         return _plain_seed(gradient, *options)
     from gpfast.kernels.gradient_norm import gradient_norm_seed as kernel
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-
 import torch
 from torch import Tensor
 
-from gpfast import _extension
-from gpfast.layout import accumulate_dtype, dense_rows, like_layout
-from gpfast.options import check_alpha_shape
+from gpfast.backend import choose, under_transform
+from gpfast.checks import check_alpha_shape, check_alpha_type, check_pair, check_tensor
+from gpfast.layout import accumulate_dtype, dense_rows, like_layout, rowwise
 
 _library = torch.library.Library("gpfast", "FRAGMENT")
 _library.define("interpolate(Tensor real, Tensor fake, Tensor alpha) -> Tensor")
@@ -19,22 +17,21 @@ def interpolate(real: Tensor, fake: Tensor, alpha: float | Tensor) -> Tensor:
     """Points on the line between `real` and `fake`: alpha * real + (1 - alpha) * fake.
 
     Shapes: `real` and `fake` (B, ...) alike, any rank of at least 1, any layout. `alpha`, the weight on `real`, is a
-    number or 0-dim tensor (shared by the batch), a 1-D tensor of length B (per sample), or a tensor of the data's
-    rank that broadcasts to it. The result has `real`'s layout and the dtype `torch.promote_types(real.dtype,
-    fake.dtype)`; alpha takes no part in the promotion. Arithmetic is float32 (float64 for float64), rounded once.
+    number or 0-dim tensor (shared by the batch), a 1-D tensor of length B (per sample), or a tensor of the data's rank
+    that broadcasts to it. The result has the dtype `torch.promote_types(real.dtype, fake.dtype)`, in whose choice alpha
+    takes no part; arithmetic is float32 (float64 for float64), each operation rounded as the formula's would be, so the
+    bits are those of the eager lines. Where alpha is shared or per sample, the layout is `real`'s.
 
-    Raises ValueError where shapes do not fit. Differentiable to any order in real, fake and alpha.
+    Raises TypeError or ValueError, naming the argument. Differentiable to any order in real, fake and alpha.
     Source: Gulrajani et al. 2017 (arXiv 1704.00028), Algorithm 1, line 6.
     """
-    if real.shape != fake.shape or real.ndim == 0:
-        raise ValueError(
-            "interpolate: `real` and `fake` must have the same shape (B, ...); got"
-            f" {tuple(real.shape)} and {tuple(fake.shape)}."
-        )
+    check_tensor("real", real)
+    check_pair("real", real, "fake", fake)
+    check_alpha_type(alpha)
     rows = as_rows(alpha, real, torch.promote_types(real.dtype, fake.dtype))
+    if rows.ndim > 1 or under_transform():
+        return _formula(real, fake, rowwise(rows, real))
     real = dense_rows(real, 1)
-    if rows.ndim > 1:
-        return _broadcast(real, fake, rows)
     return _differentiable(real, like_layout(fake, real), rows)
 
 
@@ -51,25 +48,8 @@ def as_rows(alpha: float | Tensor, real: Tensor, dtype: torch.dtype) -> Tensor:
     return alpha.to(wide)
 
 
-def backend(device: torch.device | str) -> tuple[str, str]:
-    """Which kernel interpolates tensors of `device`, and why: ("c++" | "triton" | "cuda" | "pytorch", reason)."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        if importlib.util.find_spec("triton") is not None:
-            return "triton", "Triton is installed"
-        if _extension.available and _extension.build_info()["cuda_targets"]:
-            return "cuda", "Triton is not installed; the extension holds a CUDA kernel"
-        return "pytorch", "neither Triton nor an extension with CUDA kernels is there"
-    if kind == "cpu" and _extension.available:
-        return "c++", "the extension is built"
-    return "pytorch", _extension.absence() if kind == "cpu" else f"no kernel of ours is for {kind}"
-
-
-def _rowwise(alpha: Tensor, tensor: Tensor) -> Tensor:
-    return alpha.reshape(-1, *[1] * (tensor.ndim - 1)) if alpha.ndim == 1 else alpha
-
-
-def _broadcast(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+def _formula(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    """Plain PyTorch: differentiable by every means it has."""
     dtype = torch.promote_types(real.dtype, fake.dtype)
     return (alpha * real.to(alpha.dtype) + (1 - alpha) * fake.to(alpha.dtype)).to(dtype)
 
@@ -77,13 +57,13 @@ def _broadcast(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
 @torch.library.impl(_library, "interpolate", "CompositeExplicitAutograd")
 def _plain(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
     dtype = torch.promote_types(real.dtype, fake.dtype)
-    alpha = _rowwise(alpha.to(accumulate_dtype(dtype)), real)
-    return torch.empty_like(real, dtype=dtype).copy_(_broadcast(real, fake, alpha))
+    alpha = rowwise(alpha.to(accumulate_dtype(dtype)), real)
+    return torch.empty_like(real, dtype=dtype).copy_(_formula(real, fake, alpha))
 
 
 @torch.library.impl(_library, "interpolate", "CUDA")
 def _cuda(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
-    name, _ = backend(real.device)
+    name, _ = choose(real.device, cuda_kernel=True)
     if name == "triton":
         from gpfast.kernels.interpolate import interpolate as kernel
 
@@ -110,7 +90,7 @@ class _Interpolate(torch.autograd.Function):
     def backward(ctx, grad: Tensor):
         alpha, real, fake = ctx.saved_tensors
         wide = accumulate_dtype(grad.dtype)
-        grad, weight = grad.to(wide), _rowwise(alpha, grad).to(wide)
+        grad, weight = grad.to(wide), rowwise(alpha, grad).to(wide)
         to_real = (weight * grad).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
         to_fake = ((1 - weight) * grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
         to_alpha = None
@@ -127,6 +107,8 @@ def _below_autograd(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
 
 @torch.library.impl(_library, "interpolate", "Autograd")
 def _differentiable(real: Tensor, fake: Tensor, alpha: Tensor) -> Tensor:
+    if under_transform():
+        return _formula(real, fake, rowwise(alpha, real))
     if torch.is_grad_enabled() and (real.requires_grad or fake.requires_grad or alpha.requires_grad):
         return _Interpolate.apply(real, fake, alpha)
     return _below_autograd(real, fake, alpha)

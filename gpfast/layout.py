@@ -61,3 +61,8 @@ def like_layout(tensor: Tensor, model: Tensor) -> Tensor:
     if all(n == 1 or a == b for n, a, b in zip(model.shape, tensor.stride(), model.stride(), strict=True)):
         return tensor
     return torch.empty_like(model, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
+
+
+def rowwise(values: Tensor, tensor: Tensor) -> Tensor:
+    """`values`, one a row of `tensor` or 0-dim, shaped to broadcast over the rows."""
+    return values.reshape(*values.shape, *[1] * (tensor.ndim - values.ndim)) if values.ndim else values

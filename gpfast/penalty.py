@@ -10,8 +10,19 @@ from torch import Tensor, nn
 
 from gpfast import autograd, reference
 from gpfast.batch_statistics import warn_of_batch_statistics
-from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
-from gpfast.options import ENGINES, Options
+from gpfast.checks import (
+    check_alpha,
+    check_arguments,
+    check_generator,
+    check_inputs,
+    check_mask,
+    check_points,
+    check_score,
+    check_weight,
+    checked_score,
+)
+from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
+from gpfast.options import ENGINES, Options, checked
 from gpfast.points import Origin, draw, rooted
 from gpfast.stats import GradientStats
 
@@ -79,13 +90,14 @@ def gradient_penalty(
     Differentiable to any order that the critic is.
 
     Raises TypeError, ValueError or RuntimeError, naming the argument, for input that cannot be meant. Warns once of a
-    critic with batch normalisation in training mode. Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3 and
-    Algorithm 1.
+    critic with batch normalisation in training mode. A critic that autograd differentiates only once (a raw kernel in
+    its backward) gives a penalty without gradient, as in PyTorch.
+    Source: Gulrajani et al. 2017 (arXiv 1704.00028), equation 3 and Algorithm 1.
     """
-    options = Options.checked(
+    options = checked(
         center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
     )
-    _check_call(critic, real, fake, weight, alpha, generator, mask, options)
+    _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options)
     if options.norm_dims != "batch":
         warn_of_batch_statistics(critic)
     like, name = (fake, "fake") if at == "fake" else (real, "real")
@@ -103,7 +115,7 @@ def gradient_penalty(
             norm_dims=options.norm_dims,
             eps=options.eps,
             mask=mask,
-            output=lambda result: _score(result, output),
+            output=lambda result: checked_score(result, output),
             args=args,
             kwargs=kwargs,
             reduction=reduction,
@@ -111,16 +123,20 @@ def gradient_penalty(
         )
     with_graph = torch.is_grad_enabled()
     points = draw(real, fake, at, alpha, generator)
+    ours = at in ("interpolates", "dragan")
     with torch.enable_grad():
-        points = [rooted(x) for x in points]
+        points = [rooted(x, ours) for x in points]
         origins = [Origin.of(x) for x in points]
-        scores = _score(call_critic(critic, like, points, args, kwargs), output)
-    if at in ("real", "fake") and any(origin.moved(x) for origin, x in zip(origins, points, strict=True)):
-        raise RuntimeError(
-            f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass"
-            f" {name}.clone(), or make the"
-            " critic's first operation not in-place."
-        )
+        try:
+            result = call_critic(critic, like, points, args, kwargs)
+        except RuntimeError as error:
+            if ours or "is a view and is being modified inplace" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass"
+                f" {name}.clone(), or make the critic's first operation not in-place."
+            ) from error
+        scores = checked_score(result, output)
     targets = [origin.target(x) for origin, x in zip(origins, points, strict=True)]
     named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
     value, norms = autograd.penalty(scores, named, mask, options, create_graph=with_graph, retain_graph=with_graph)
@@ -150,14 +166,14 @@ def gradient_penalty_from(
 
     Raises TypeError, ValueError or RuntimeError, naming the argument.
     """
-    options = Options.checked(
+    options = checked(
         center=center, one_sided=one_sided, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
     )
     tensors = named_tensors(inputs, "inputs")
-    options.check_weight(weight)
-    options.check_tensors(tensors)
-    options.check_mask(mask, inputs)
-    _check_score(outputs, "`outputs`", "compute them with grad mode on, from inputs that require grad")
+    check_inputs(tensors, options)
+    check_weight(weight, next(iter(tensors.values())).device)
+    check_mask(mask, inputs, "inputs")
+    check_score(outputs, "`outputs`", "compute them with grad mode on, from inputs that require grad")
     for name, x in tensors.items():
         if not x.requires_grad:
             raise ValueError(
@@ -226,9 +242,11 @@ class GradientPenalty(nn.Module):
         return_stats: bool = False,
     ):
         super().__init__()
-        Options.checked(
+        checked(
             center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
-        ).check_weight(weight)
+        )
+        check_weight(weight)
+        check_generator(generator, getattr(generator, "device", None))
         if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
             self.register_buffer("weight", weight, persistent=False)
         else:
@@ -271,60 +289,17 @@ class GradientPenalty(nn.Module):
         return ", ".join(f"{k}={v}" for k, v in shown.items())
 
 
-def _check_call(critic, real, fake, weight, alpha, generator, mask, options: Options) -> None:
-    if not callable(critic):
-        raise TypeError(f"`critic` must be callable; got {type(critic).__name__}.")
+def _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options: Options) -> None:
     if torch.is_inference_mode_enabled():
         raise RuntimeError(
-            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good;"
-            " use torch.no_grad()."
+            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good; use"
+            " torch.no_grad()."
         )
-    options.check_weight(weight)
-    options.check_points(real, fake)
-    like = fake if options.at == "fake" else real
-    options.check_alpha(alpha, like)
-    options.check_generator(generator, tensors_of(like)[0].device)
-    options.check_mask(mask, like)
-
-
-def _score(result: Any, output: Callable | int | str | None) -> Tensor:
-    """The score that `output` picks out of `result`, checked."""
-    if output is None and not isinstance(result, Tensor):
-        holds = f"a {type(result).__name__}"
-        if isinstance(result, Mapping):
-            holds, remedy = f"{holds} with keys {list(result)}", f"output={next(iter(result), 'score')!r}"
-        elif isinstance(result, tuple | list):
-            holds, remedy = f"{holds} of {len(result)}", "output=0"
-        else:
-            remedy = "output='name of the attribute' or output=lambda result: ..."
-        raise TypeError(f"the critic returned {holds}; say which part is the score, for instance {remedy}.")
-    if isinstance(result, Tensor) and not (output is None or callable(output)):
-        raise TypeError(
-            f"`output`={output!r} picks from a tuple or a dict, but the critic returned a tensor of"
-            f" shape {tuple(result.shape)};"
-            " leave it out, or pass a callable such as output=lambda scores: scores[:, 0]."
-        )
-    try:
-        score = pick_score(result, output)
-    except (KeyError, IndexError, AttributeError) as error:
-        held = (
-            list(result)
-            if isinstance(result, Mapping)
-            else f"{len(result)} items"
-            if isinstance(result, tuple | list)
-            else result
-        )
-        raise ValueError(f"`output`={output!r} is not in the critic's result, which holds {held}.") from error
-    _check_score(score, "the critic's score", "was the critic run under torch.no_grad(), or its result detached?")
-    return score
-
-
-def _check_score(score: Any, name: str, hint: str) -> None:
-    if not isinstance(score, Tensor):
-        raise TypeError(f"{name} must be a tensor; got {type(score).__name__}.")
-    if not score.is_floating_point():
-        raise TypeError(f"{name} must be floating point; got {score.dtype}.")
-    if not score.requires_grad:
-        raise RuntimeError(f"{name} carries no graph to the input ({hint}).")
-    if score.numel() == 0:
-        raise ValueError(f"{name} is empty: shape {tuple(score.shape)}.")
+    check_arguments(critic, args, kwargs, output)
+    check_points(real, fake, options)
+    like, name = (fake, "fake") if options.at == "fake" else (real, "real")
+    device = tensors_of(like)[0].device
+    check_weight(weight, device)
+    check_alpha(alpha, like, options)
+    check_generator(generator, device)
+    check_mask(mask, like, name)

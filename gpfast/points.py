@@ -14,20 +14,21 @@ from gpfast.layout import accumulate_dtype
 
 
 class _Root(torch.autograd.Function):
-    """An alias of the points that autograd can reach but not accumulate into: it has no `.grad` to fill."""
+    """The point a critic is given: a node of its own, with a gradient of its own, and nothing to accumulate into."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, anchor: Tensor) -> Tensor:
-        return x.data  # no view of x, so that a critic may begin with an in-place operation
+    def forward(ctx, x: Tensor, anchor: Tensor | None, ours: bool) -> Tensor:
+        # A view of the caller's tensor may not be written to in place: PyTorch refuses before it is. Ours may.
+        return x.detach() if ours else x.view_as(x)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return None, None
+        return (grad if ctx.needs_input_grad[0] else None), None, None
 
 
-def rooted(x: Tensor) -> Tensor:
-    """`x` itself where it requires grad, else an alias whose gradient can be asked for and is never accumulated."""
-    return x if x.requires_grad else _Root.apply(x, torch.empty((), requires_grad=True))
+def rooted(x: Tensor, ours: bool) -> Tensor:
+    """`x` to give to a critic and to take the gradient at. `ours`: it was made here, so a critic may write to it."""
+    return _Root.apply(x, None if x.requires_grad else torch.empty((), requires_grad=True), ours)
 
 
 class Origin(NamedTuple):

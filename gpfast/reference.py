@@ -13,7 +13,9 @@ def points(real, fake, at, alpha, generator):
     """Where the gradient is taken (Gulrajani et al. 2017, Algorithm 1; DRAGAN: Kodali et al. 2017)."""
     real, fake = (None if s is None else tensors_of(s) for s in (real, fake))
     if at in ("real", "fake"):
-        return [x if x.requires_grad else x.detach().requires_grad_() for x in (real if at == "real" else fake)]
+        return [
+            x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in (real if at == "real" else fake)
+        ]
     first = real[0]
     wide = torch.promote_types(first.dtype, fake[0].dtype) if at == "interpolates" else first.dtype
     if alpha is None:
@@ -39,7 +41,7 @@ def penalty(gradients, *, weight, center, one_sided, norm_dims, eps, mask, reduc
     squares = eps
     for g, m in zip(gradients, masks, strict=True):
         g = g.to(accumulate_dtype(g.dtype))
-        square = (g if m is None else g * m).square()
+        square = (g if m is None else g * m.to(g.dtype)).square()
         dims = reduced_dims(g.ndim, norm_dims)
         squares = squares + (square.sum(dims) if dims else square)
     zero = squares == 0  # the one departure from the eager lines: a zero norm gives a zero gradient, never 0/0

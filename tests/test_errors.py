@@ -39,7 +39,11 @@ CASES = {
         ValueError,
         ["`real` and `fake`", "same shape", "(4, 3)", "(4, 2)"],
     ),
-    "batches differ": (lambda: call(fake=torch.zeros(3, 3)), ValueError, ["`fake` holds 3 samples", "`real` holds 4"]),
+    "batches differ": (
+        lambda: call(fake=torch.zeros(3, 3)),
+        ValueError,
+        ["same shape", "(4, 3)", "(3, 3)", "Cut both"],
+    ),
     "batches differ, norm over the batch": (
         lambda: call(fake=torch.zeros(3, 3), norm_dims="batch"),
         ValueError,
@@ -63,6 +67,30 @@ CASES = {
         ["`real` must have a batch dimension"],
     ),
     "no input": (lambda: call(real=(), fake=()), ValueError, ["holds no tensor"]),
+    "half-half": (lambda: call(real=X.to(torch.float8_e4m3fn)), TypeError, ["`real` must be floating point", "float8"]),
+    "one_sided": (lambda: call(one_sided="no"), TypeError, ["`one_sided` must be True or False", "'no'"]),
+    "args": (lambda: call(args=X), TypeError, ["`args` must be a tuple", "Tensor", "args=(labels,)"]),
+    "kwargs": (lambda: call(kwargs=[1]), TypeError, ["`kwargs` must be a dict or None", "list"]),
+    "output of no kind": (lambda: call(output=1.5), TypeError, ["`output` must be None", "float"]),
+    "index of an object": (lambda: call(lambda x: Answer(), output=0), ValueError, ["`output`=0", "is a Answer"]),
+    "weight complex": (lambda: call(weight=torch.tensor(1j)), ValueError, ["`weight`", "real tensor", "complex64"]),
+    "weight elsewhere": (lambda: call(weight=torch.ones((), device="meta")), ValueError, ["`weight` is on meta"]),
+    "alpha of numpy": (
+        lambda: call(alpha=X.numpy()),
+        TypeError,
+        ["`alpha` must be a number or a tensor", "torch.as_tensor"],
+    ),
+    "norm_dims of floats": (lambda: call(norm_dims=(1.0,)), ValueError, ["`norm_dims` must be None", "(1.0,)"]),
+    "inputs of different batches, one norm": (
+        lambda: call(real=(X, X[:2]), fake=(Y, Y[:2]), norm_dims="batch"),
+        ValueError,
+        ["`real[1]` holds 2 samples"],
+    ),
+    "module's generator": (
+        lambda: gpfast.GradientPenalty(generator=3),
+        TypeError,
+        ["`generator` must be a torch.Generator"],
+    ),
     "devices differ": (lambda: call(fake=Y.to("meta")), ValueError, ["`fake` is on meta but `real` is on cpu"]),
     "structures differ": (
         lambda: call(real=(X, X), fake=[X]),
@@ -197,7 +225,7 @@ CASES = {
     "weight of a batch": (
         lambda: call(weight=torch.ones(4)),
         ValueError,
-        ["`weight` must be a number or a 0-dim tensor", "(4,)"],
+        ["`weight` must be a number or a 0-dim real tensor", "(4,)"],
     ),
     "norm_dims word": (
         lambda: call(norm_dims="sample"),
@@ -227,7 +255,7 @@ CASES = {
         ["`mask` of shape (1, 4, 3) does not broadcast"],
     ),
     "mask complex": (lambda: call(mask=X.cfloat()), TypeError, ["`mask` must be real or boolean"]),
-    "mask elsewhere": (lambda: call(mask=X.to("meta")), ValueError, ["`mask` is on meta but the data is on cpu"]),
+    "mask elsewhere": (lambda: call(mask=X.to("meta")), ValueError, ["`mask` is on meta but `real` is on cpu"]),
     "masks of another number": (
         lambda: call(real=(X, X), fake=(Y, Y), mask=(X,)),
         ValueError,
@@ -236,7 +264,7 @@ CASES = {
     "mask member": (
         lambda: call(real=(X, X), fake=(Y, Y), mask=(X, 1.0)),
         TypeError,
-        ["`mask` for `inputs[1]` must be a tensor"],
+        ["`mask` for `real[1]` must be a tensor"],
     ),
     "deviation of one value": (lambda: call(real=X[:1, :1], at="dragan"), ValueError, ["standard deviation of `real`"]),
     "outputs": (
@@ -333,6 +361,33 @@ def test_batch_norm_in_training_is_warned_of_once():
 )
 def test_batch_norm_is_found_behind_a_callable(wrap):
     assert len(warnings_of(wrap(Normed(nn.BatchNorm1d(3))))) == 1
+
+
+NORMED = Normed(nn.BatchNorm1d(3))
+
+
+class Trainer:
+    def __init__(self):
+        self.critic, self.generator = Normed(nn.LayerNorm(3)), Normed(nn.BatchNorm1d(3))
+
+    def score(self, x):
+        return self.critic(x)
+
+
+def test_batch_norm_is_found_behind_names():
+    assert len(warnings_of(lambda x: NORMED(x))) == 1
+    trainer = Trainer()
+    assert not warnings_of(lambda x: trainer.critic(x)) and not warnings_of(trainer.score)  # the generator may have it
+    trainer.critic = Normed(nn.BatchNorm1d(3))
+    assert len(warnings_of(trainer.score)) == 1
+
+
+def test_the_warning_points_at_the_caller():
+    for call in (gpfast.gradient_penalty, gpfast.wgan_lp, gpfast.GradientPenalty()):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            call(Normed(nn.BatchNorm1d(3)), torch.randn(4, 3), torch.randn(4, 3))
+        assert [w.filename for w in caught] == [__file__]
 
 
 def test_no_warning_where_samples_stay_apart():

@@ -9,7 +9,6 @@ from torch.library import opcheck
 
 import gpfast
 from gpfast import reference
-from gpfast.gradient_norm import backend
 from gpfast.layout import dense_rows, rows_are_dense
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -183,7 +182,7 @@ def test_nan_and_inf_pass(ends, form, shape):
     torch.testing.assert_close(value.double().cpu(), expected[0], equal_nan=True, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(norms.double().cpu(), expected[1], equal_nan=True, rtol=1e-5, atol=1e-6)
     assert value[0].isnan() and norms[0].isnan() and value[1].isinf()
-    assert seed[0, 1].isnan() and seed[2].isfinite().all()
+    assert seed[0, 1].isnan() and seed[2].isfinite().all() and seed[0].isnan().all() == (center != 0)
     assert ends.gradient_norm(x, 1, center, one_sided, 1e-12, "mean", False)[0].isnan()
 
 
@@ -217,7 +216,10 @@ def penalties(**options):
 @pytest.mark.parametrize("check", [gradcheck, gradgradcheck])
 def test_derivatives(check, reduction, form, generator):
     center, one_sided = FORMS[form]
-    g = (2 * sample((4, 3, 2), torch.float64, generator)).requires_grad_()
+    sizes = torch.tensor([0.2, 1.0, 2.0, 5.0], dtype=torch.float64)[:, None, None]  # on both sides of every center
+    g = (
+        sizes * torch.nn.functional.normalize(sample((4, 6), torch.float64, generator)).reshape(4, 3, 2)
+    ).requires_grad_()
     assert check(penalties(center=center, one_sided=one_sided, reduction=reduction, eps=0.0), g)
 
 
@@ -310,7 +312,28 @@ def test_which_rows_are_dense(make, keep, dense):
     assert (dense_rows(x, keep) is x) == dense and rows_are_dense(dense_rows(x, keep), keep)
 
 
-def test_backend_names_its_reason():
-    for device in ("cpu", "cuda", "mps"):
-        name, reason = backend(device)
-        assert name in ("c++", "triton", "pytorch") and reason
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch.func.jvp
+def test_works_under_torch_func(generator):
+    g = sample((3, 4), torch.float64, generator)
+    expected = oracle(g, 1, 1.0, False, 1e-12, "mean")[2]
+    torch.testing.assert_close(torch.func.grad(penalties(weight=1.0))(g), expected)
+    _, slope = torch.func.jvp(penalties(weight=1.0), (g,), (torch.ones_like(g),))
+    torch.testing.assert_close(slope, expected.sum())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_no_rows(ends, reduction):
+    g = torch.ones(0, 3, device=ends.device)
+    value, norms, seed = ends.gradient_norm(g, 1, 1.0, False, 1e-12, reduction, True)
+    assert norms.shape == (0,) and seed.shape == (0, 3)
+    torch.testing.assert_close(value, norms if reduction == "none" else getattr(norms, reduction)(), equal_nan=True)
+    assert ends.gradient_norm_seed(g, norms, torch.ones((), device=ends.device), 1, 1.0, False, 1.0).shape == (0, 3)
+
+
+def test_a_flat_norm_has_no_seed_whatever_arrives(ends):
+    """Rows below a one-sided center, and zero rows: 0 even for an infinite cotangent."""
+    g = torch.tensor([[0.1, 0.1], [0.0, 0.0], [3.0, 4.0]], device=ends.device)
+    _, norms, _ = ends.gradient_norm(g, 1, 1.0, True, 0.0, "none", False)
+    cotangent = torch.tensor([math.inf, math.inf, 1.0], device=ends.device)
+    seed = ends.gradient_norm_seed(g, norms, cotangent, 1, 1.0, True, 1.0)
+    torch.testing.assert_close(seed.cpu(), torch.tensor([[0.0, 0.0], [0.0, 0.0], [4.8, 6.4]]))

@@ -8,7 +8,6 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import gpfast
-from gpfast.interpolate import backend
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 SHAPES = [(1, 1), (2, 2), (3, 7), (1, 127), (5, 128), (2, 1021), (3, 1024), (2, 1025), (4, 3, 5, 7), (7,), (2, 3, 33)]
@@ -159,7 +158,43 @@ def test_shapes_that_differ_are_refused():
         gpfast.interpolate(torch.zeros(2, 3), torch.zeros(2, 3), torch.zeros(3))
 
 
-def test_backend_names_its_reason():
-    for device in ("cpu", "cuda", "mps"):
-        name, reason = backend(device)
-        assert name in ("c++", "triton", "cuda", "pytorch") and reason
+@pytest.mark.parametrize(
+    ("real", "fake", "alpha", "kind", "words"),
+    [
+        (torch.ones(2, 3).long(), torch.ones(2, 3), 0.5, TypeError, "`real` must be floating point"),
+        (torch.ones(2, 3), torch.ones(2, 3).bool(), 0.5, TypeError, "`fake` must be floating point"),
+        (torch.ones(2, 3), torch.ones(2, 3, device="meta"), 0.5, ValueError, "`fake` is on meta but `real` is on cpu"),
+        ((torch.ones(2, 3),), torch.ones(2, 3), 0.5, TypeError, "`real` must be a tensor; got tuple"),
+        (torch.ones(2, 3), torch.ones(2, 3), "0.5", TypeError, "`alpha` must be a number or a tensor; got str"),
+        (
+            torch.ones(2, 3),
+            torch.ones(2, 3),
+            torch.ones(2).long(),
+            TypeError,
+            "`alpha` must be a floating-point tensor",
+        ),
+        (torch.tensor(1.0), torch.tensor(1.0), 0.5, ValueError, "`real` must have a batch dimension"),
+    ],
+)
+def test_input_that_cannot_be_meant_is_refused(real, fake, alpha, kind, words):
+    with pytest.raises(kind, match=words):
+        gpfast.interpolate(real, fake, alpha)
+
+
+def test_no_rows(ends):
+    out = ends.interpolate(
+        torch.ones(0, 3, device=ends.device), torch.ones(0, 3, device=ends.device), torch.ones(0, device=ends.device)
+    )
+    assert out.shape == (0, 3)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch.func.jvp
+def test_forward_mode_and_torch_func(generator):
+    real, fake, tangent = (sample((3, 4), torch.float64, generator) for _ in range(3))
+    alpha = torch.rand(3, generator=generator, dtype=torch.float64)
+    for mix in (lambda r: gpfast.interpolate(r, fake, alpha), lambda r: torch.ops.gpfast.interpolate(r, fake, alpha)):
+        value, slope = torch.func.jvp(mix, (real,), (tangent,))
+        torch.testing.assert_close(value, oracle(real, fake, alpha))
+        torch.testing.assert_close(slope, alpha[:, None] * tangent)
+    slope = torch.func.grad(lambda r: gpfast.interpolate(r, fake, alpha).sum())(real)
+    torch.testing.assert_close(slope, alpha[:, None].expand_as(real))

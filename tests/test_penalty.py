@@ -2,6 +2,7 @@
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -259,6 +260,39 @@ class TwoInputs(nn.Module):
         return self.out(torch.tanh(self.image(image.flatten(1)) * self.pose(pose))) * scale
 
 
+def test_a_buffer_that_is_refilled_before_backward_is_noticed(engine, generator):
+    real, _ = batch(generator)
+    value = gpfast.r1(critic(), real, engine=engine)
+    real.zero_()
+    with pytest.raises(RuntimeError, match="modified (by an )?inplace"):
+        value.backward()
+
+
+def test_inputs_that_share_a_graph_have_gradients_of_their_own(engine, generator):
+    """Scales of one generated image: the penalty is that of the detached scales, the gradient reaches them all."""
+    z = torch.randn(5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    coarse_and_fine = (z * 1, (z * 1)[:, ::2] * 1)
+    product = lambda a, b: (a.sum(1) * b.sum(1)).tanh()  # noqa: E731
+    for inputs in (coarse_and_fine, (z, z)):
+        value = gpfast.r2(product, inputs, engine=engine)
+        torch.testing.assert_close(value.detach(), gpfast.r2(product, tuple(x.detach() for x in inputs)))
+        assert torch.autograd.grad(value, z)[0].abs().sum() > 0
+
+
+def test_under_torch_compile(generator):
+    """The graph breaks where the critic's gradient is asked for, and the numbers stay."""
+    model, (real, fake) = critic(), batch(generator)
+
+    def step(real, fake):
+        return model(fake).mean() - model(real).mean() + gpfast.gradient_penalty(model, real, fake, alpha=0.5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        loss = torch.compile(step, backend="eager")(real, fake)
+    torch.testing.assert_close(loss, step(real, fake))
+    assert_same(gradients(loss, model), gradients(step(real, fake), model))
+
+
 @pytest.mark.parametrize("arrange", [tuple, list, dict])
 def test_several_inputs_share_alpha_and_one_norm(arrange, engine, generator):
     model = TwoInputs().double()
@@ -278,6 +312,33 @@ def test_several_inputs_share_alpha_and_one_norm(arrange, engine, generator):
     expected = 10 * (norms - 1).square().mean()
     torch.testing.assert_close(value, expected)
     assert_same(gradients(value, model), gradients(expected, model))
+
+
+def test_three_inputs_of_different_rank_and_dtype_with_labels(engine, generator):
+    shapes = {"a": (5,), "b": (5, 3), "c": (5, 2, 2)}
+    real, fake = ({k: torch.randn(s, generator=generator) for k, s in shapes.items()} for _ in range(2))
+    real["c"], fake["c"] = real["c"].double(), fake["c"].double()
+    w = torch.ones((), dtype=torch.float64, requires_grad=True)
+
+    def model(labels, a, b, c):
+        return torch.sin(w * labels * (a * b.sum(1) + c.sum((1, 2))))
+
+    results = []
+    for penalty, options in ((gpfast.gradient_penalty, {"engine": engine}), (reference.gradient_penalty, {})):
+        value = penalty(model, real, fake, alpha=0.3, args=(torch.arange(5),), **options)
+        results.append((value, *torch.autograd.grad(value, w)))
+    assert_same(*results, exact=1e-6)
+    assert results[0][0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_mask_in_half_precision_multiplies_in_float32(dtype, engine, generator):
+    g = torch.rand(4, 50, generator=generator).to(dtype)
+    mask = torch.rand(4, 50, generator=generator)
+    value, stats = gpfast.gradient_penalty(
+        lambda x: (x * g).sum(1), g, g, alpha=0.5, mask=mask, engine=engine, return_stats=True
+    )
+    torch.testing.assert_close(stats.norms, (g.float() * mask).norm(dim=1), rtol=1e-6, atol=0)
 
 
 def test_several_inputs_with_masks_of_their_own(engine, generator):
@@ -317,8 +378,11 @@ def test_a_critic_that_begins_in_place(engine, generator):
     value = gpfast.gradient_penalty(lambda x: model(x.mul_(2).tanh_()), real, fake, alpha=0.5, engine=engine)
     expected = reference.gradient_penalty(lambda x: model((x * 2).tanh()), real, fake, alpha=0.5)
     assert_same(gradients(value, model), gradients(expected, model))
-    with pytest.raises(RuntimeError, match=r"writes to its input in place.*at='real'.*real\.clone\(\)"):
-        gpfast.gradient_penalty(lambda x: model(x.mul_(2)), real, at="real", engine=engine)
+    before = real.clone()
+    for data in (real, real.clone().requires_grad_() * 1):
+        with pytest.raises(RuntimeError, match=r"writes to its input in place.*at='real'.*real\.clone\(\)"):
+            gpfast.gradient_penalty(lambda x: model(x.mul_(2)), data, at="real", engine=engine)
+        assert torch.equal(data, before)
 
 
 def test_dtypes_that_differ_are_promoted(engine, generator):
@@ -442,6 +506,35 @@ def test_module_holds_the_options(engine, generator):
     trained(model, real, fake).backward()
     assert trained.weight.grad is not None and [n for n, _ in trained.named_parameters()] == ["weight"]
     assert copy.deepcopy(module)(model, real, fake, alpha=0.5)[0] == value
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"weight": 2.0},
+        {"center": 0.3},
+        {"one_sided": True, "center": 0.5},
+        {"at": "real"},
+        {"at": "dragan"},
+        {"norm_dims": "batch"},
+        {"eps": 0.1},
+        {"output": 0},
+        {"reduction": "none"},
+        {"engine": "reference"},
+        {"return_stats": True},
+    ],
+    ids=str,
+)
+def test_module_hands_every_option_on(option, generator):
+    model, (real, fake) = critic(), batch(generator)
+    scores = (lambda x: (model(x), 0)) if "output" in option else model
+    results = []
+    for penalty in (
+        gpfast.GradientPenalty(generator=torch.Generator().manual_seed(1), **option),
+        lambda *a: gpfast.gradient_penalty(*a, generator=torch.Generator().manual_seed(1), **option),
+    ):
+        results.append(penalty(scores, real, fake))
+    torch.testing.assert_close(*(r[0] if "return_stats" in option else r for r in results), rtol=0, atol=0)
 
 
 def test_penalty_from_outputs_that_are_there(engine, generator):

@@ -28,7 +28,7 @@ struct Penalty {
     if (center == 0) return 2;
     return norm == 0 ? A(0) : 2 * excess(norm) / norm;
   }
-  GPFAST_INLINE bool vanishes(A norm) const { return center != 0 && norm == 0; }
+  GPFAST_INLINE bool vanishes(A norm) const { return center != 0 && (norm == 0 || (one_sided && norm - center <= 0)); }
 };
 
 template <typename T>

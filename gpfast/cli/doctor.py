@@ -11,9 +11,8 @@ import torch
 
 import gpfast
 from gpfast import _extension, zoo
+from gpfast.backend import choose
 from gpfast.cli.gate import Gate
-from gpfast.gradient_norm import backend as gradient_norm_backend
-from gpfast.interpolate import backend as interpolate_backend
 
 CRITICS = ("toy-mlp", "dcgan32", "layernorm-dcgan", "resnet32", "gated-multiplicative", "projection")
 
@@ -45,8 +44,8 @@ def facts() -> dict[str, str]:
         "engine auto": "autograd: PyTorch's double backward between fused ends, exact for every critic",
     }
     for device in devices:
-        for end, backend in (("interpolate", interpolate_backend), ("gradient_norm", gradient_norm_backend)):
-            name, reason = backend(device)
+        for end in ("interpolate", "gradient_norm"):
+            name, reason = choose(device, cuda_kernel=end == "interpolate")
             lines[f"{end} {device}" if len(devices) > 1 else end] = f"{name}: {reason}"
     return lines
 
