@@ -33,8 +33,8 @@ def warn_of_batch_statistics(critic: Callable) -> None:
                 warnings.warn(
                     f"{type(module).__name__} holds {type(norm).__name__} in training mode. The gradient penalty is a"
                     " term for each sample, but batch statistics make every score depend on the whole batch, so the"
-                    " gradient of one sample is no longer its own. Use layer, instance or group normalisation in the critic"
-                    " (Gulrajani et al. 2017, section 4).",
+                    " gradient of one sample is no longer its own. Use layer, instance or group normalisation in the"
+                    " critic (Gulrajani et al. 2017, section 4).",
                     stacklevel=_level_of_the_caller(),
                 )
 
