@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import os
 import sys
+import types
 import warnings
 import weakref
 from collections.abc import Callable
@@ -42,21 +44,28 @@ def warn_of_batch_statistics(critic: Callable) -> None:
 def _modules_of(critic: Callable) -> list[nn.Module]:
     """The modules that a method, a partial or a function plainly uses: its owner, its closure, the names it reads."""
     if isinstance(critic, functools.partial):
-        return _modules_of(critic.func) if not isinstance(critic.func, nn.Module) else [critic.func]
+        held = [critic.func, *critic.args, *critic.keywords.values()]
+        return [m for m in held if isinstance(m, nn.Module)] + _modules_of(critic.func)
     function = getattr(critic, "__func__", critic)
     code = getattr(function, "__code__", None)
-    names = code.co_names if code else ()
-    scope = getattr(function, "__globals__", {})
-    held: list[Any] = [scope[name] for name in names if name in scope]
-    held += [getattr(critic, "__self__", None)]
-    for cell in getattr(function, "__closure__", None) or ():
+    if code is None:
+        return []
+    scope = function.__globals__
+    held: list[Any] = [scope[name] for name in _globals_read_by(code) if name in scope]
+    held.append(getattr(critic, "__self__", None))
+    for cell in function.__closure__ or ():
         try:
             held.append(cell.cell_contents)
         except ValueError:  # an empty cell
             continue
     owners = [vars(owner) for owner in held if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module | type)]
-    held += [fields[name] for fields in owners for name in names if name in fields]
+    held += [fields[name] for fields in owners for name in code.co_names if name in fields]
     return [module for module in held if isinstance(module, nn.Module)]
+
+
+@functools.lru_cache(maxsize=64)
+def _globals_read_by(code: types.CodeType) -> tuple[str, ...]:
+    return tuple(i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL")
 
 
 def _level_of_the_caller() -> int:

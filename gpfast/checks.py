@@ -36,8 +36,13 @@ def check_points(real: Structure | None, fake: Structure | None, options: Option
     for other, x in tensors.items():
         if len(x) != len(tensors[first]):
             raise ValueError(
-                f"`{other}` holds {len(x)} samples but `{first}` holds {len(tensors[first])}; a batch is the first"
-                " dimension."
+                f"`{other}` holds {len(x)} samples but `{first}` holds {len(tensors[first])}; a batch is"
+                " the first dimension."
+            )
+        if options.at in ("real", "fake") and x.is_inference():
+            raise ValueError(
+                f"`{other}` was made under torch.inference_mode(), which autograd cannot follow; pass"
+                f" {other}.clone(), made outside of it."
             )
         if options.at == "dragan" and x.numel() < 2:
             raise ValueError(
@@ -207,8 +212,8 @@ def check_mask(mask: Structure | None, inputs: Structure, name: str) -> None:
             raise TypeError(f"`mask` for `{name}` must be a tensor; got {type(m).__name__}.")
         if m.device != x.device:
             raise ValueError(f"`mask` is on {m.device} but `{name}` is on {x.device}; move it to one device.")
-        if m.is_complex():
-            raise TypeError(f"`mask` must be real or boolean; got {m.dtype}.")
+        if m.is_complex() or m.layout != torch.strided:
+            raise TypeError(f"`mask` must be real or boolean, and dense; got {m.dtype}, {m.layout}.")
         if m.ndim > x.ndim or any(a not in (1, b) for a, b in zip(m.shape[::-1], x.shape[::-1], strict=False)):
             raise ValueError(
                 f"`mask` of shape {tuple(m.shape)} does not broadcast to `{name}` of shape {tuple(x.shape)}."
@@ -223,7 +228,7 @@ def check_arguments(critic: Any, args: Any, kwargs: Any, output: Any) -> None:
         raise TypeError(f"`args` must be a tuple; got {type(args).__name__}. For one argument write args=(labels,).")
     if not isinstance(kwargs, Mapping | None):
         raise TypeError(f"`kwargs` must be a dict or None; got {type(kwargs).__name__}.")
-    if not (isinstance(output, int | str | None) or callable(output)):
+    if not (isinstance(output, int | str | None) or hasattr(output, "__index__") or callable(output)):
         raise TypeError(
             f"`output` must be None, an index, a key, an attribute's name or a callable; got {type(output).__name__}."
         )

@@ -36,8 +36,9 @@ class Cost:
                  whose results have no elements are none. Zeros, ones, fills, copies, in-place and out= operators
                  are one each, and so is an ATen operator that takes several kernels inside. A fused operator of gpfast
                  counts as the GPU kernels it launches.
-    flop         Of matrix products, convolutions and attention, by torch.utils.flop_counter's registry: a product and
-                 a sum are two. Elementwise work, reductions and normalisation are not in it.
+    flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry: a product
+                 and a sum are two. Elementwise work, reductions, normalisation, products with vectors, fused recurrent
+                 layers and the CPU's own fused attention are not in it.
     bytes_moved  Read and written by those launches: every argument once, every result once, as if each launch touched
                  all of them and no cache held anything. A broadcast dimension (stride 0) counts once.
     """
@@ -59,8 +60,11 @@ def measure(function: Callable[[], Any], *, existing: Any = (), granularity: int
 
     The function may run critics, `torch.autograd.grad(create_graph=True)`, double backward and the operators of gpfast,
     under autocast too, on real tensors or on fake ones (call `measure` inside the FakeTensorMode). Code that hides its
-    operators from the dispatcher is not seen: compiled graphs, CUDA graphs.
+    operators from the dispatcher is not seen: compiled graphs, CUDA graphs, tensors made of Python numbers, storages
+    shrunk by hand. Raises ValueError unless granularity is at least 1.
     """
+    if granularity < 1:
+        raise ValueError(f"`granularity` must be at least 1 byte; got {granularity}.")
     counter = _Counter(granularity)
     counter.add_existing(existing)
     with counter:
@@ -89,6 +93,12 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        # In inference mode whole composites arrive: what is counted is their parts.
+        if function.namespace == "aten" and function._overloadpacket not in flop_registry:
+            with self:
+                result = function.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
         inputs = _tensors((args, kwargs))
         for tensor in inputs:
             self._meet(tensor, new=False)

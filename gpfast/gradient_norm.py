@@ -60,7 +60,8 @@ def gradient_norm_penalty(
     check_weight(weight, next(iter(tensors.values())).device)
     check_mask(mask, gradients, "gradients")
     value, norms = penalty_of(tensors_of(gradients), mask, options)
-    return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
+    penalty = (weight if isinstance(weight, Tensor) else float(weight)) * value
+    return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
 def penalty_of(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor]:

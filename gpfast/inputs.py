@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,4 +44,4 @@ def pick_score(result: Any, output: Callable | int | str | None) -> Any:
         return output(result)
     if isinstance(output, str) and not isinstance(result, Mapping):
         return getattr(result, output)
-    return result[output]
+    return result[output if isinstance(result, Mapping) else operator.index(output)]

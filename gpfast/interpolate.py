@@ -39,7 +39,7 @@ def as_rows(alpha: float | Tensor, real: Tensor, dtype: torch.dtype) -> Tensor:
     """`alpha` on the data's device in the dtype of the arithmetic, 0-dim or 1-D where it is one value a sample."""
     wide = accumulate_dtype(dtype)
     if not isinstance(alpha, Tensor):
-        return torch.full((), alpha, dtype=wide, device=real.device)
+        return torch.full((), float(alpha), dtype=wide, device=real.device)
     if alpha.ndim == 0:
         return alpha.to(device=real.device, dtype=wide)
     check_alpha_shape(alpha, "real", real)

@@ -8,6 +8,8 @@ import operator
 from dataclasses import dataclass
 from numbers import Real
 
+import numpy
+
 POINTS = ("interpolates", "real", "fake", "dragan")
 REDUCTIONS = ("mean", "sum", "none")
 ENGINES = ("auto", "autograd", "reference")
@@ -35,9 +37,9 @@ def checked(*, center, one_sided, norm_dims, eps, reduction, at="interpolates", 
         raise ValueError(f"`center` must be a finite number; got {center!r}.")
     if not isinstance(eps, Real) or not 0 <= eps < math.inf:
         raise ValueError(f"`eps` must be a finite number of at least 0; got {eps!r}.")
-    if not isinstance(one_sided, bool):
+    if not isinstance(one_sided, bool | numpy.bool_):
         raise TypeError(f"`one_sided` must be True or False; got {one_sided!r}.")
-    return _options(float(center), one_sided, at, _dimensions(norm_dims), float(eps), reduction, engine)
+    return _options(float(center), bool(one_sided), at, _dimensions(norm_dims), float(eps), reduction, engine)
 
 
 _options = functools.lru_cache(maxsize=256)(Options)  # of canonical values only, so that equal keys mean the same

@@ -130,17 +130,17 @@ def gradient_penalty(
         try:
             result = call_critic(critic, like, points, args, kwargs)
         except RuntimeError as error:
-            if ours or "is a view and is being modified inplace" not in str(error):
+            if ours or "of _Root is a view" not in str(error):
                 raise
             raise RuntimeError(
-                f"the critic writes to its input in place, and with at={at!r} that is your `{name}`; pass"
-                f" {name}.clone(), or make the critic's first operation not in-place."
+                f"the critic writes to its input, or a view of it, in place, and with at={at!r} that is your `{name}`;"
+                f" pass {name}.clone(), or make the critic's first operation not in-place."
             ) from error
         scores = checked_score(result, output)
     targets = [origin.target(x) for origin, x in zip(origins, points, strict=True)]
     named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
     value, norms = autograd.penalty(scores, named, mask, options, create_graph=with_graph, retain_graph=with_graph)
-    return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
+    return _result(weight, value, norms, return_stats)
 
 
 def gradient_penalty_from(
@@ -195,7 +195,7 @@ def gradient_penalty_from(
     value, norms = autograd.penalty(
         outputs, tensors, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
     )
-    return (weight * value, GradientStats.of(norms)) if return_stats else weight * value
+    return _result(weight, value, norms, return_stats)
 
 
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
@@ -287,6 +287,11 @@ class GradientPenalty(nn.Module):
             **{k: self.options[k] for k in ("center", "one_sided", "at", "norm_dims", "reduction", "engine")},
         }
         return ", ".join(f"{k}={v}" for k, v in shown.items())
+
+
+def _result(weight: float | Tensor, value: Tensor, norms: Tensor, return_stats: bool) -> Any:
+    penalty = (weight if isinstance(weight, Tensor) else float(weight)) * value
+    return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
 def _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options: Options) -> None:

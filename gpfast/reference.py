@@ -78,8 +78,9 @@ def gradient_penalty(
     """
     with torch.enable_grad():
         x = points(real, fake, at, alpha, generator)
+        edges = [torch.autograd.graph.get_gradient_edge(p) for p in x]  # a critic may write to its input in place
         scores = pick_score(call_critic(critic, fake if at == "fake" else real, x, args, kwargs), output)
-        gradients = torch.autograd.grad(scores, x, torch.ones_like(scores), create_graph=True)
+        gradients = torch.autograd.grad(scores, edges, torch.ones_like(scores), create_graph=True)
     return penalty(
         gradients,
         weight=weight,

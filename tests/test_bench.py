@@ -145,13 +145,13 @@ def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
     assert main(["bench", "--against", str(broken)]) == 2
     assert "is not a file that this version's --json wrote" in capsys.readouterr().err
     assert main(["bench", "--json", str(tmp_path / "missing" / "f.json")]) == 2
-    assert "there is no folder" in capsys.readouterr().err
+    assert "--json: " in capsys.readouterr().err
     for arguments in (["--critics", "nobody"], ["--repeats", "0"], ["--device", "abacus"]):
         with pytest.raises(SystemExit):
             main(["bench", *arguments])
     if not torch.cuda.is_available():
         assert main(["bench", "--device", "cuda"]) == 2
-        assert "needs a GPU" in capsys.readouterr().err
+        assert "cannot be used" in capsys.readouterr().err
 
 
 def test_help_explains_everything(capsys):
@@ -235,3 +235,33 @@ def test_slack_lets_other_rounding_pass_and_nothing_worse(toy):
     assert gate.real_failures(scaled(1.001), critic) != []
     assert gate.real_failures(scaled(1.001), critic, competitors.COMPILE_SLACK) == []
     assert gate.real_failures(scaled(1.1), critic, competitors.COMPILE_SLACK) != []
+
+
+def test_a_file_of_other_settings_is_refused_before_anything_runs(tmp_path, capsys):
+    file = tmp_path / "f.json"
+    for text in ('{"format": 1, "rows": [], "settings": []}', '{"format": 1, "rows": []}', "[]"):
+        file.write_text(text)
+        assert main(["bench", "--against", str(file)]) == 2
+        assert "is not a file that this version's --json wrote" in capsys.readouterr().err
+    assert main(["bench", "--json", str(tmp_path)]) == 2
+    assert "--json: " in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_was_finished(tmp_path, capsys, monkeypatch):
+    from gpfast.cli import bench
+
+    measure = bench.measure_critic
+
+    def interrupted(name, *rest):
+        if name != "toy-mlp":
+            raise KeyboardInterrupt
+        return measure(name, *rest)
+
+    monkeypatch.setattr(bench, "measure_critic", interrupted)
+    file = tmp_path / "f.json"
+    assert main(["bench", "--critics", "toy-mlp", "tabular-mlp", *TINY, "--json", str(file)]) == 130
+    data = json.loads(file.read_text())
+    assert {row["critic"] for row in data["rows"]} == {"toy-mlp"} and data["settings"]["stopped"]
+    file.unlink()
+    assert main(["bench", "--critics", "tabular-mlp", *TINY, "--json", str(file)]) == 130
+    assert not file.exists() and "|" not in capsys.readouterr().out.split("toy-mlp")[-1].split("\n\n")[-1]

@@ -210,3 +210,17 @@ def test_the_peak_is_that_of_the_allocator(name):
             live += event.nbytes()
             peak = max(peak, live)
     assert counted == pytest.approx(peak, rel=0.03)  # ATen's workspace is the allocator's alone
+
+
+def test_inference_mode_counts_as_no_grad_does():
+    layer, x = torch.nn.Linear(100, 10), torch.ones(2, 100)
+    with torch.no_grad():
+        expected = measure(lambda: layer(x), existing=(layer, x))
+    with torch.inference_mode():
+        assert measure(lambda: layer(x), existing=(layer, x)) == expected
+    assert expected.flop == 2 * 2 * 100 * 10
+
+
+def test_granularity_is_checked():
+    with pytest.raises(ValueError, match="`granularity` must be at least 1 byte; got 0"):
+        measure(lambda: None, granularity=0)

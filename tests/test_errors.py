@@ -1,5 +1,6 @@
 """Bad input gets an error that names the argument, what was found, and the remedy; and nothing is changed."""
 
+import functools
 import re
 import warnings
 
@@ -256,6 +257,16 @@ CASES = {
     ),
     "mask complex": (lambda: call(mask=X.cfloat()), TypeError, ["`mask` must be real or boolean"]),
     "mask elsewhere": (lambda: call(mask=X.to("meta")), ValueError, ["`mask` is on meta but `real` is on cpu"]),
+    "mask sparse": (
+        lambda: call(mask=X.to_sparse()),
+        TypeError,
+        ["`mask` must be real or boolean, and dense", "sparse"],
+    ),
+    "made for inference": (
+        lambda: call(real=inference_made(), at="real"),
+        ValueError,
+        ["`real` was made under torch.inference_mode()", "real.clone()"],
+    ),
     "masks of another number": (
         lambda: call(real=(X, X), fake=(Y, Y), mask=(X,)),
         ValueError,
@@ -299,6 +310,11 @@ class Detach(nn.Module):
 
 def grown(x):
     return x.clone().requires_grad_()
+
+
+def inference_made():
+    with torch.inference_mode():
+        return torch.ones(4, 3)
 
 
 def in_inference_mode(function):
@@ -356,7 +372,7 @@ def test_batch_norm_in_training_is_warned_of_once():
 
 @pytest.mark.parametrize(
     "wrap",
-    [lambda m: m.score, lambda m: lambda x: m(x), lambda m: __import__("functools").partial(m.score)],
+    [lambda m: m.score, lambda m: lambda x: m(x), lambda m: functools.partial(m.score)],
     ids=["method", "closure", "partial"],
 )
 def test_batch_norm_is_found_behind_a_callable(wrap):
@@ -380,6 +396,25 @@ def test_batch_norm_is_found_behind_names():
     assert not warnings_of(lambda x: trainer.critic(x)) and not warnings_of(trainer.score)  # the generator may have it
     trainer.critic = Normed(nn.BatchNorm1d(3))
     assert len(warnings_of(trainer.score)) == 1
+
+
+good = NORMED
+
+
+class Scorer:
+    def __init__(self):
+        self.good = Normed(nn.LayerNorm(3))
+
+    def score(self, x):
+        return self.good(x)
+
+
+def test_an_attribute_is_no_global_of_its_name():
+    assert not warnings_of(Scorer().score)
+
+
+def test_batch_norm_is_found_among_the_arguments_of_a_partial():
+    assert len(warnings_of(functools.partial(lambda net, x: net(x), Normed(nn.BatchNorm1d(3))))) == 1
 
 
 def test_the_warning_points_at_the_caller():

@@ -3,7 +3,9 @@
 import copy
 import math
 import warnings
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -380,9 +382,48 @@ def test_a_critic_that_begins_in_place(engine, generator):
     assert_same(gradients(value, model), gradients(expected, model))
     before = real.clone()
     for data in (real, real.clone().requires_grad_() * 1):
-        with pytest.raises(RuntimeError, match=r"writes to its input in place.*at='real'.*real\.clone\(\)"):
+        with pytest.raises(RuntimeError, match=r"writes to its input.*at='real'.*real\.clone\(\)"):
             gpfast.gradient_penalty(lambda x: model(x.mul_(2)), data, at="real", engine=engine)
         assert torch.equal(data, before)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda x: x.mul_(2), lambda x: x.view(-1).mul_(2).view(x.shape), lambda x: x.tanh_()]
+)
+def test_a_critic_that_begins_in_place_on_attached_data(write, engine, generator):
+    """The gradient is that at the points, not at what the critic makes of them."""
+    model, (real, fake) = critic(), batch(generator)
+    fake.requires_grad_()
+    value = gpfast.gradient_penalty(lambda x: model(write(x)), real, fake * 1, alpha=0.5, engine=engine)
+    expected = gpfast.gradient_penalty(lambda x: model(write(x * 1)), real, fake * 1, alpha=0.5)
+    torch.testing.assert_close(value, expected)
+    assert_same(
+        [*gradients_kept(value, model), *torch.autograd.grad(value, fake)],
+        [*gradients_kept(expected, model), *torch.autograd.grad(expected, fake)],
+    )
+
+
+def test_a_view_of_many_is_the_critics_own_business(generator):
+    real, _ = batch(generator)
+
+    def splits(x):
+        a, b = (x * 2).chunk(2, 1)
+        a.mul_(2)
+        return b.sum(1)
+
+    with pytest.raises(RuntimeError, match="multiple views"):
+        gpfast.gradient_penalty(splits, real, at="real")
+
+
+def test_numbers_of_every_kind(generator):
+    model, (real, fake) = critic(), batch(generator)
+    expected = gpfast.gradient_penalty(model, real, fake, alpha=0.5, weight=10.0)
+    for weight, alpha in ((Fraction(10), Fraction(1, 2)), (np.float64(10), np.float32(0.5)), (np.int64(10), 0.5)):
+        assert (
+            gpfast.gradient_penalty(model, real, fake, alpha=alpha, weight=weight, one_sided=np.bool_(False))
+            == expected
+        )
+    assert gpfast.gradient_penalty(lambda x: (model(x),), real, fake, alpha=0.5, output=np.int64(0)) == expected
 
 
 def test_dtypes_that_differ_are_promoted(engine, generator):

@@ -131,35 +131,43 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints the table, and returns the exit status: 0, 1 for a red gate, 2 for what cannot be run."""
-    if args.device.type == "cuda" and not torch.cuda.is_available():
-        return _refuse(f"--device {args.device} needs a GPU, and PyTorch sees none")
+    """Measures, prints the table; the exit status: 0, 1 for a red gate, 2 for what cannot be run, 130 for Ctrl-C."""
     try:
         earlier, about = table.read_json(args.against) if args.against else (None, {})
     except (OSError, ValueError) as error:
         return _refuse(f"--against: {error}")
-    if args.json and not args.json.absolute().parent.is_dir():
-        return _refuse(f"--json: there is no folder {args.json.absolute().parent}")
+    try:
+        torch.zeros(1, device=args.device).item()
+    except Exception as error:  # each backend has its own way to say that it is absent
+        return _refuse(f"--device {args.device} cannot be used: {_first_line(error)}")
+    try:
+        if args.json:  # before anything is measured
+            there = args.json.exists()
+            args.json.open("a").close()
+            if not there:
+                args.json.unlink()
+    except OSError as error:
+        return _refuse(f"--json: {error}")
     machine.fix_malloc()
     torch.set_num_threads(args.threads or torch.get_num_threads())
-    rows, red = _measure_all(args)
+    rows, red, stopped = _measure_all(args)
     settings = {"batch": args.batch, "repeats": args.repeats, "seconds": args.seconds, "dtype": args.dtype}
     settings |= {"device": str(args.device), "threads": torch.get_num_threads(), "malloc": machine.malloc_line()}
     line, versions = machine.machine_line(args.device), machine.versions()
+    if args.json and (rows or not stopped):
+        table.write_json(args.json, rows, machine=line, versions=versions, settings=settings | {"stopped": stopped})
     if rows:
         print(table.render(rows, earlier))
         print(_footer(line, versions, settings))
         for key in ("dtype", "device", "threads"):
-            then = about.get("settings", settings)[key]
+            then = about.get("settings", settings).get(key)
             if then != settings[key]:
                 print(f"Beware: {args.against} was taken with {key} {then}, this with {settings[key]}.")
-    if args.json:
-        table.write_json(args.json, rows, machine=line, versions=versions, settings=settings)
-    return 1 if red else 0
+    return 130 if stopped else 1 if red else 0
 
 
-def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool]:
-    """(rows, whether any critic was left out), saying at once what was left out and why."""
+def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool, bool]:
+    """(rows, whether any critic was left out, whether Ctrl-C ended it), saying at once what was left out and why."""
     critics = list(zoo.ZOO) if "all" in args.critics else list(dict.fromkeys(args.critics))
     engines = list(dict.fromkeys([EAGER, *args.engines]))
     rows, red = [], False
@@ -169,16 +177,16 @@ def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool]:
             try:
                 found, failures = measure_critic(name, engines, args, bar.update)
             except KeyboardInterrupt:
-                tqdm.write("stopped; the table holds what was finished", file=sys.stderr)
-                break
-            except RuntimeError as error:  # PyTorch's: out of memory, an operator that lacks the dtype
-                found, failures = [], [f"{type(error).__name__}: {error}"]
+                tqdm.write("stopped; what was finished follows", file=sys.stderr)
+                return rows, red, True
+            except Exception as error:  # out of memory, an operator that lacks the dtype, a batch that a norm refuses
+                found, failures = [], [_first_line(error)]
             rows += found
             red = red or bool(failures)
             for failure in failures:
                 tqdm.write(f"FAILED, no times: {name}: {failure}", file=sys.stdout)
             bar.update((i + 1) * args.repeats - bar.n)
-    return rows, red
+    return rows, red, False
 
 
 def measure_critic(
@@ -225,8 +233,7 @@ def _compiled_step(gate: Gate, critic: torch.nn.Module) -> tuple[Callable[[], No
         penalty = compiled_penalty(critic, gate.case)
         failures = gate.real_failures(penalty, critic, COMPILE_SLACK)
     except Exception as error:  # whatever the compiler raises is the answer
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        return None, f"cannot be compiled so: {type(error).__name__}: {first}"
+        return None, f"cannot be compiled so: {_first_line(error)}"
     return (None, f"fails the gate: {failures[0]}") if failures else (step_function(penalty, critic), "")
 
 
@@ -255,6 +262,11 @@ def _positive(kind: type) -> Callable:
 
     parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
     return parse
+
+
+def _first_line(error: Exception) -> str:
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {first}"
 
 
 def _refuse(sentence: str) -> int:

@@ -209,7 +209,7 @@ of the rounds' ratios; above 1 is in gpfast's favour. Peak: beyond parameters, A
 
 Largest difference of the losses of two trainings, one with each, over their first {COMPARED_STEPS} critic steps:
 {single:.1e} in float32 and {double:.1e} in float64, for losses of up to {largest:.0f}.
-Expected is rounding only: some 1e-6 and 1e-15."""
+Expected is rounding only, a few units in the last place of the largest loss."""
 
 
 def largest_difference(digits: Digits, args: argparse.Namespace, dtype: torch.dtype) -> tuple[float, float]:

@@ -63,7 +63,10 @@ def read_json(path: Path) -> tuple[list[Row], dict[str, Any]]:
         data = json.loads(path.read_text())
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']}")
-        return [Row(**row) for row in data.pop("rows")], data
+        rows = [Row(**row) for row in data.pop("rows")]
+        if not isinstance(data.get("settings"), dict) or not all(isinstance(r.ratio, float | None) for r in rows):
+            raise ValueError("settings or ratios of another kind")
+        return rows, data
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a file that this version's --json wrote ({error}).") from error
 
