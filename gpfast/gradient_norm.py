@@ -60,6 +60,13 @@ def gradient_norm_penalty(
     check_weight(weight, next(iter(tensors.values())).device)
     check_mask(mask, gradients, "gradients")
     value, norms = penalty_of(tensors_of(gradients), mask, options)
+    return weighted(weight, value, norms, return_stats)
+
+
+def weighted(
+    weight: float | Tensor, value: Tensor, norms: Tensor, return_stats: bool
+) -> Tensor | tuple[Tensor, GradientStats]:
+    """What the public functions return: the penalty with its weight, and the statistics where they are asked for."""
     penalty = (weight if isinstance(weight, Tensor) else float(weight)) * value
     return (penalty, GradientStats.of(norms)) if return_stats else penalty
 

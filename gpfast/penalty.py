@@ -21,6 +21,7 @@ from gpfast.checks import (
     check_weight,
     checked_score,
 )
+from gpfast.gradient_norm import weighted
 from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
 from gpfast.options import ENGINES, Options, checked
 from gpfast.points import Origin, draw, rooted
@@ -140,7 +141,7 @@ def gradient_penalty(
     targets = [origin.target(x) for origin, x in zip(origins, points, strict=True)]
     named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
     value, norms = autograd.penalty(scores, named, mask, options, create_graph=with_graph, retain_graph=with_graph)
-    return _result(weight, value, norms, return_stats)
+    return weighted(weight, value, norms, return_stats)
 
 
 def gradient_penalty_from(
@@ -195,7 +196,7 @@ def gradient_penalty_from(
     value, norms = autograd.penalty(
         outputs, tensors, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
     )
-    return _result(weight, value, norms, return_stats)
+    return weighted(weight, value, norms, return_stats)
 
 
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
@@ -287,11 +288,6 @@ class GradientPenalty(nn.Module):
             **{k: self.options[k] for k in ("center", "one_sided", "at", "norm_dims", "reduction", "engine")},
         }
         return ", ".join(f"{k}={v}" for k, v in shown.items())
-
-
-def _result(weight: float | Tensor, value: Tensor, norms: Tensor, return_stats: bool) -> Any:
-    penalty = (weight if isinstance(weight, Tensor) else float(weight)) * value
-    return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
 def _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options: Options) -> None:
