@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from gpfast import cost, zoo
 from gpfast.cli import machine, table, timing
+from gpfast.cli.arguments import positive
 from gpfast.cli.competitors import (
     COMPETITORS,
     COMPILE,
@@ -102,12 +103,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help=f"some of: {', '.join(COMPETITORS)} (default: all but compile); {EAGER} always runs, for the ratio",
     )
     parser.add_argument(
-        "--batch", type=_positive(int), metavar="N", help="samples a batch (default: the zoo's, by critic)"
+        "--batch", type=positive(int), metavar="N", help="samples a batch (default: the zoo's, by critic)"
     )
-    parser.add_argument("--repeats", type=_positive(int), default=25, metavar="N", help="rounds a critic (default 25)")
+    parser.add_argument("--repeats", type=positive(int), default=25, metavar="N", help="rounds a critic (default 25)")
     parser.add_argument(
         "--seconds",
-        type=_positive(float),
+        type=positive(float),
         default=30.0,
         metavar="S",
         help="no new round of a critic after so many seconds, but at least three (default 30)",
@@ -121,7 +122,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="PyTorch's CPU threads (default: what PyTorch takes by itself)",
     )
@@ -251,17 +252,6 @@ def _device(text: str) -> torch.device:
         return torch.device(text)
     except RuntimeError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no device of PyTorch") from error
-
-
-def _positive(kind: type) -> Callable:
-    def parse(text: str):
-        value = kind(text)
-        if not value > 0:
-            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
-    return parse
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from tqdm import tqdm
 import gpfast
 from gpfast import cost
 from gpfast.cli import machine, pictures, timing
+from gpfast.cli.arguments import positive
 from gpfast.cli.digits import CLASSES, CRITIC_STEPS, Digits, Penalty, Training, eager_gradient_penalty, gpfast_penalty
 from gpfast.penalty import ENGINES
 
@@ -48,21 +48,21 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--seconds", type=_positive(float), metavar="S", help=f"how long to train (default {SECONDS:.0f})"
+        "--seconds", type=positive(float, finite=True), metavar="S", help=f"how long to train (default {SECONDS:.0f})"
     )
     length.add_argument(
         "--steps",
-        type=_positive(int),
+        type=positive(int),
         metavar="N",
         help="train for N critic steps instead; the same seed then gives the same digits",
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="folder for the pictures (default out)")
-    parser.add_argument("--batch", type=_positive(int), default=64, metavar="B", help="samples a step (default 64)")
+    parser.add_argument("--batch", type=positive(int), default=64, metavar="B", help="samples a step (default 64)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of weights, data and noise (default 0)")
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="gpfast's engine (default auto)")
     parser.add_argument(
         "--threads",
-        type=_positive(int),
+        type=positive(int),
         default=1,
         metavar="N",
         help="PyTorch's CPU threads (default 1: layers this small gain little from more)",
@@ -255,14 +255,3 @@ def _bar(steps: int | None, seconds: float) -> tqdm:
         return tqdm(total=steps, unit="step", desc="training")
     form = "{desc}: {percentage:3.0f}%|{bar}| {n:.0f}/{total:.0f} s{postfix}"
     return tqdm(total=seconds, desc="training", bar_format=form)
-
-
-def _positive(kind: type) -> Callable:
-    def parse(text: str):
-        value = kind(text)
-        if not 0 < value < math.inf:
-            raise argparse.ArgumentTypeError(f"must be above 0; got {text}")
-        return value
-
-    parse.__name__ = f"positive {kind.__name__}"  # argparse names it in its error
-    return parse
