@@ -1,0 +1,86 @@
+#pragma once
+// What a rule is: one node of autograd's graph that depends on the points, and its part in the four sweeps.
+#include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
+
+#include <memory>
+
+namespace torch::autograd {
+struct Node;
+}
+
+namespace gpfast {
+
+using Node = torch::autograd::Node;
+// One tensor an input of the operation (a next edge of the node), or one an output; undefined where there is none.
+using Values = c10::SmallVector<at::Tensor, 3>;
+using Sizes = c10::SmallVector<int64_t, 6>;
+
+struct Input {
+  bool live = false;    // depends on the points: it has an adjoint and a tangent
+  bool wanted = false;  // second() must return it: the gradient of a parameter, or the second adjoint of a live input
+};
+
+// Where a node stands in the plan. All of it is known when its rule is made, from the scores down.
+struct Place {
+  const Node* node = nullptr;
+  c10::SmallVector<Input, 4> inputs;
+  size_t outputs = 1;    // of the operation
+  bool bent = false;     // second adjoints may arrive at its outputs
+  bool tangent = false;  // the tangent of its outputs is used further up
+
+  bool live(size_t i) const { return inputs[i].live; }
+  bool wanted(size_t i) const { return inputs[i].wanted; }
+  bool any_wanted() const;
+  // Exactly these inputs are live, in a mask of bits: only(0b10) is input 1 alone.
+  bool only(unsigned mask) const;
+  // Of an input that has an edge, which every live or wanted one has.
+  Sizes sizes(size_t i) const;
+  at::ScalarType dtype(size_t i) const;
+};
+
+// Runs below autograd and with autocast off. Values have the shape and dtype of the operation's input or output, any strides
+// (but no overlap), and are moved in: a rule that finds one `ours` may write into it and hand it on. Absent values are undefined:
+// an adjoint or tangent of zero is never made, and every function must do with any of its values undefined (of adjoint's and
+// tangent's at least one is there; of second's none may be). What a rule no longer needs it lets go of.
+class Rule {
+ public:
+  explicit Rule(Place place) : place(std::move(place)) {}
+  virtual ~Rule() = default;
+
+  // For people: the rule's name in explain().
+  virtual const char* name() const = 0;
+  // Whether inputs get second adjoints although the outputs have none: d2y/dh2 is not zero, or two live inputs are multiplied.
+  virtual bool bends() const { return false; }
+  // a, one an output of the operation -> J^T a, one an input; read where the input is live.
+  virtual Values adjoint(Values a) = 0;
+  // t, one an input -> J t, one an output; read where place.tangent. Called where that holds, or bends(), or anything is wanted.
+  virtual Values tangent(Values t) = 0;
+  // b, one an output -> one an input, where it is wanted: J^T b + d/dh <a, J t>, and for a parameter its gradient.
+  // Called after tangent, where anything is wanted and the operation is bent, bends(), or has parameters.
+  virtual Values second(Values b) = 0;
+  // Bytes the rule holds now, for explain().
+  virtual int64_t kept() const = 0;
+
+  // tangent and second will be called again: what adjoint left must outlive them. Set by the sweeps.
+  bool keep = false;
+
+ protected:
+  // The tensor, which is let go of unless the sweeps run again.
+  at::Tensor take(at::Tensor& held) const { return keep ? held : std::move(held); }
+
+  Place place;
+};
+
+// Nobody else holds the tensor or its memory, and every element has its own place: it may be overwritten.
+bool ours(const at::Tensor& tensor);
+// into += value, in place where `into` is ours.
+void accumulate(at::Tensor& into, at::Tensor value);
+// The bytes of the elements of what is defined.
+int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
+// In the dense layout of `like`, which has the same sizes: no copy where it is already.
+at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like);
+// Summed over the dimensions that broadcasting added or stretched, to `sizes`, and cast.
+at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype);
+
+}  // namespace gpfast
