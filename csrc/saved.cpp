@@ -27,7 +27,7 @@ Ints integers(c10::ArrayRef<c10::SymInt> values) {
 }
 std::optional<Ints> integers(const c10::OptionalArray<c10::SymInt>& values) {
   if (!values.list) return std::nullopt;
-  return integers(*values.list);
+  return integers(c10::ArrayRef<c10::SymInt>(*values.list));
 }
 
 // on<ReluBackward0>(table, [](auto& node, const Place& place) -> Made { ... });

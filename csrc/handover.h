@@ -1,0 +1,29 @@
+#pragma once
+// From the sweeps back to autograd: nodes whose next edges are the parameter side itself.
+#include "tape.h"
+
+namespace gpfast {
+
+// Backward of the input gradient: holds a tape after its adjoint sweep, and runs the other two with what arrives.
+struct InputGradientBackward : torch::autograd::Node {
+  InputGradientBackward(Tape tape, size_t points) : Node(edge_list(tape.edges())), tape(std::move(tape)), points(points) {}
+  variable_list apply(variable_list&& grads) override;
+  void release_variables() override;
+  std::string name() const override { return "gpfast::InputGradientBackward"; }
+
+  Tape tape;
+  size_t points;  // the first inputs: what arrives for the gradients; then what arrives for the scores
+};
+
+// Backward of the penalty: the gradients are there already, and are handed over times what arrives.
+struct PenaltyBackward : torch::autograd::Node {
+  PenaltyBackward(const edge_list& edges, variable_list gradients) : Node(edge_list(edges)), gradients(std::move(gradients)) {}
+  variable_list apply(variable_list&& grads) override;
+  void release_variables() override;
+  std::string name() const override { return "gpfast::PenaltyBackward"; }
+
+  variable_list gradients;  // one an edge, undefined for zero
+  bool given = false;
+};
+
+}  // namespace gpfast

@@ -1,0 +1,191 @@
+#include "nodes/alone.h"
+
+#include <ATen/core/grad_mode.h>
+#include <ATen/SequenceNumber.h>
+#include <torch/csrc/autograd/engine.h>
+#include <torch/csrc/autograd/functions/accumulate_grad.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <unordered_map>
+#include <unordered_set>
+
+namespace gpfast {
+
+namespace {
+
+// Stands for a node outside: same outputs, nothing beyond.
+struct Stop : Node {
+  explicit Stop(const Node& original) {
+    for (uint32_t i = 0; i < original.num_inputs(); ++i) input_metadata_.push_back(original.input_metadata(i));
+  }
+  variable_list apply(variable_list&&) override { return {}; }
+};
+
+// What a direct call of a node returns is not yet what the engine makes of it: summed over broadcast dimensions, cast.
+void validate(const Node& node, variable_list& grads) {
+  torch::autograd::validate_outputs(node.next_edges(), grads,
+                                    [&](const std::string& message) { return node.name() + " returned " + message; });
+}
+
+}  // namespace
+
+// Cuts what a node has just computed off the graph that it was computed from, by giving the fresh nodes stand-ins for edges: the
+// graph itself is never touched.
+class Alone::Boundary {
+ public:
+  Boundary(Alone& alone, uint64_t start) : alone_(alone), start_(start) {
+    for (auto& leaf : alone.leaves_)
+      if (leaf.defined()) own_leaves_.insert(torch::autograd::impl::gradient_edge(leaf).function.get());
+  }
+
+  // The edge, or its stand-in where it leads outside.
+  Edge cut(const Edge& edge) {
+    Node* node = edge.function.get();
+    if (!node || own_leaves_.count(node)) return edge;
+    if (fresh(*node)) {
+      if (seen_.insert(node).second) open_.push_back(edge.function);
+      return edge;
+    }
+    return stand_in(edge);
+  }
+
+  void walk() {
+    while (!open_.empty()) {
+      const auto node = std::move(open_.back());
+      open_.pop_back();
+      for (auto& edge : node->next_edges()) edge = cut(edge);
+    }
+  }
+
+ private:
+  bool fresh(const Node& node) const {
+    return node.sequence_nr() >= start_ && node.sequence_nr() != UINT64_MAX &&
+           node.thread_id() == at::RecordFunction::currentThreadId() && &node != alone_.node_.get() &&
+           !dynamic_cast<const torch::autograd::AccumulateGrad*>(&node);
+  }
+
+  Edge stand_in(const Edge& edge) {
+    auto& stop = stops_[edge.function.get()];
+    if (!stop) stop = make_node<Stop>(*edge.function);
+    const Edge stands{stop, edge.input_nr};
+    for (const auto& known : alone_.stops_)
+      if (known == stands) return stands;
+    alone_.stops_.push_back(stands);
+    alone_.meaning_.push_back(meaning(edge));
+    return stands;
+  }
+
+  int meaning(const Edge& edge) {
+    const auto inputs = static_cast<int>(alone_.place.inputs.size());
+    if (edge.function == alone_.node_) return -1 - static_cast<int>(edge.input_nr);
+    for (int i = 0; i < inputs; ++i)
+      if (alone_.node_->next_edge(i) == edge) return i;
+    alone_.escapes_.push_back(edge);
+    return inputs + static_cast<int>(alone_.escapes_.size()) - 1;
+  }
+
+  Alone& alone_;
+  uint64_t start_;
+  std::unordered_set<Node*> own_leaves_, seen_;
+  std::unordered_map<Node*, NodePtr> stops_;
+  std::vector<NodePtr> open_;
+};
+
+Alone::Alone(NodePtr node, Place place) : Rule(std::move(place)), node_(std::move(node)) {}
+
+Values Alone::adjoint(Values a) {
+  variable_list grads;
+  for (auto& value : a) {
+    leaves_.push_back(value.defined() ? value.detach().set_requires_grad(true) : at::Tensor());
+    grads.push_back(leaves_.back());
+  }
+  a.clear();
+  const uint64_t start = at::sequence_number::peek();
+  {
+    at::AutoGradMode on(true);
+    grads = (*node_)(std::move(grads));
+    validate(*node_, grads);
+  }
+  Values out(place.inputs.size());
+  Boundary boundary(*this, start);
+  inner_.resize(out.size());
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (!place.live(i) || !grads[i].defined()) continue;
+    out[i] = grads[i].detach();
+    if (grads[i].requires_grad()) inner_[i] = boundary.cut(torch::autograd::impl::gradient_edge(grads[i]));
+  }
+  grads.clear();
+  boundary.walk();
+  bool second = !escapes_.empty();
+  for (const int m : meaning_) {
+    const bool of_input = m >= 0 && m < static_cast<int>(place.inputs.size());
+    bends_ |= m < 0 || (of_input && place.live(m) && place.wanted(m));
+    second |= m < 0 || (of_input && place.wanted(m));
+  }
+  if (!second && !place.tangent) inner_.assign(out.size(), Edge());
+  return out;
+}
+
+Values Alone::tangent(Values t) {
+  Values out(place.outputs);
+  from_inputs_ = Values(place.inputs.size());
+  from_outputs_ = Values(place.outputs);
+  escaped_ = variable_list(escapes_.size());
+  edge_list roots, ends;
+  variable_list seeds;
+  for (size_t i = 0; i < inner_.size(); ++i) {
+    if (!t[i].defined() || !inner_[i].is_valid()) continue;
+    roots.push_back(inner_[i]);
+    seeds.push_back(std::move(t[i]));
+  }
+  if (roots.empty()) return out;
+  for (const auto& leaf : leaves_)
+    if (leaf.defined()) ends.push_back(torch::autograd::impl::gradient_edge(leaf));
+  const size_t leaves = ends.size();
+  ends.insert(ends.end(), stops_.begin(), stops_.end());
+  auto found = torch::autograd::Engine::get_default_engine().execute(roots, seeds, /*keep_graph=*/keep, /*create_graph=*/false,
+                                                                     /*accumulate_grad=*/false, ends);
+  for (size_t k = 0, j = 0; k < leaves_.size(); ++k)
+    if (leaves_[k].defined()) out[k] = std::move(found[j++]);
+  for (size_t j = 0; j < stops_.size(); ++j) {
+    const int m = meaning_[j], inputs = static_cast<int>(place.inputs.size());
+    auto& into = m < 0 ? from_outputs_[-1 - m] : m < inputs ? from_inputs_[m] : escaped_[m - inputs];
+    accumulate(into, std::move(found[leaves + j]));
+  }
+  if (!keep) {
+    inner_.clear();
+    stops_.clear();
+    leaves_.clear();
+  }
+  return out;
+}
+
+Values Alone::second(Values b) {
+  Values out = std::move(from_inputs_);
+  out.resize(place.inputs.size());
+  from_outputs_.resize(place.outputs);
+  bool any = false;
+  for (size_t k = 0; k < b.size(); ++k) {
+    accumulate(b[k], std::move(from_outputs_[k]));
+    any |= b[k].defined();
+  }
+  if (any) {
+    at::AutoGradMode off(false);
+    variable_list grads(b.begin(), b.end());
+    b.clear();
+    grads = (*node_)(std::move(grads));
+    validate(*node_, grads);
+    for (size_t i = 0; i < out.size(); ++i) accumulate(out[i], std::move(grads[i]));
+  }
+  for (size_t i = 0; i < out.size(); ++i)
+    if (!place.wanted(i)) out[i] = at::Tensor();
+  return out;
+}
+
+int64_t Alone::kept() const {
+  int64_t bytes = 0;
+  for (const auto& leaf : leaves_) bytes += bytes_of({leaf});
+  return bytes;
+}
+
+}  // namespace gpfast

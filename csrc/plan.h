@@ -1,0 +1,46 @@
+#pragma once
+// Reading autograd's graph: which nodes depend on the points, in what order, and where the parameters join.
+#include <string>
+#include <vector>
+
+#include "graph.h"
+#include "rule.h"
+
+namespace gpfast {
+
+class Alone;
+
+// Where an input of a step comes from: an output of another step, one of the points, or the parameter side; or from nowhere.
+struct Source {
+  int step = -1;
+  uint32_t output = 0;
+  int target = -1;
+  int side = -1;
+};
+
+// A live node: the points can be reached from it.
+struct Step {
+  NodePtr node;
+  c10::SmallVector<Source, 3> sources;  // one an input
+  Place place;
+  std::unique_ptr<Rule> rule;  // made in the adjoint sweep
+  Alone* alone = nullptr;      // the rule, where it is the one that runs the node by PyTorch
+  Values a, t, b;              // one an output; each only between its sweep's writer and reader
+  c10::SmallVector<int, 2> uses;  // of the tangents, one an output
+  bool runs_tangent = false, runs_second = false;
+  size_t first_escape = 0;  // of the step that runs alone: its escapes' place among the tape's edges
+};
+
+struct Plan {
+  std::vector<Step> steps;  // from the points to the scores
+  edge_list targets;        // the points
+  std::vector<bool> target_wanted;
+  edge_list sides;  // the parameter side: distinct edges that leave the live nodes
+  std::vector<Source> roots;  // the outputs; step is -1 where an output does not depend on the points
+  std::string refused;        // why the graph must be differentiated whole, by autograd; empty where it need not
+};
+
+// The plan of the graph that leads from `outputs` to `targets`. Without `derivatives`, nothing is wanted beyond the adjoints.
+Plan read_graph(const edge_list& outputs, const edge_list& targets, bool derivatives);
+
+}  // namespace gpfast

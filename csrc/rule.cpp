@@ -1,0 +1,74 @@
+#include "rule.h"
+
+#include <ATen/MemoryOverlap.h>
+#include <ATen/ops/add.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/csrc/autograd/edge.h>
+#include <torch/csrc/autograd/node.h>
+
+namespace gpfast {
+namespace {
+
+const torch::autograd::InputMetadata& metadata(const Node& node, size_t i) {
+  const auto& edge = node.next_edge(i);
+  return edge.function->input_metadata(edge.input_nr);
+}
+
+}  // namespace
+
+bool Place::any_wanted() const {
+  for (const auto& input : inputs)
+    if (input.wanted) return true;
+  return false;
+}
+
+bool Place::only(unsigned mask) const {
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (inputs[i].live != static_cast<bool>(mask >> i & 1u)) return false;
+  return true;
+}
+
+Sizes Place::sizes(size_t i) const {
+  Sizes sizes;
+  for (const auto& size : metadata(*node, i).shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
+  return sizes;
+}
+
+at::ScalarType Place::dtype(size_t i) const { return c10::typeMetaToScalarType(metadata(*node, i).dtype()); }
+
+bool ours(const at::Tensor& tensor) {
+  return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1 &&
+         tensor.is_non_overlapping_and_dense();
+}
+
+void accumulate(at::Tensor& into, at::Tensor value) {
+  if (!value.defined()) return;
+  if (!into.defined()) {
+    into = std::move(value);
+  } else if (ours(into)) {
+    into.add_(value);
+  } else if (ours(value)) {
+    into = value.add_(into);
+  } else {
+    into = at::add(into, value);
+  }
+}
+
+int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
+  int64_t bytes = 0;
+  for (const auto& tensor : tensors)
+    if (tensor.defined()) bytes += static_cast<int64_t>(tensor.nbytes());
+  return bytes;
+}
+
+at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
+  if (tensor.strides() == like.strides()) return tensor;
+  return at::empty_like(like, tensor.options()).copy_(tensor);
+}
+
+at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype) {
+  if (tensor.sizes() != sizes) tensor = at::sum_to(std::move(tensor), sizes);
+  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+}
+
+}  // namespace gpfast

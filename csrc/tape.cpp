@@ -1,0 +1,209 @@
+#include "tape.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/node.h>
+
+#include "nodes/alone.h"
+#include "saved.h"
+
+namespace gpfast {
+namespace {
+
+// What rules run under: below autograd, with autocast off.
+struct Plain {
+  at::AutoDispatchBelowADInplaceOrView below;
+};
+
+struct Outside {
+  at::AutoGradMode no_grad{false};
+  c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+};
+
+bool any_defined(const Values& values) {
+  for (const auto& value : values)
+    if (value.defined()) return true;
+  return false;
+}
+
+// A rule that gives a value of another shape or dtype than its input has is a defect, found here and not in a wrong gradient.
+void check(const Step& step, size_t i, const at::Tensor& value) {
+  const auto& edge = step.node->next_edge(i);
+  const auto& expected = edge.function->input_metadata(edge.input_nr);
+  TORCH_INTERNAL_ASSERT(expected.is_same_shape(value) && expected.dtype() == value.dtype(), "gpfast: the rule ",
+                        step.rule->name(), " of ", step.node->name(), " gave ", value.sizes(), " ", value.dtype(), " for input ", i);
+}
+
+}  // namespace
+
+void Tape::make_rule(Step& step) const {
+  step.rule = rule_for(*step.node, step.place);
+  if (step.rule) return;
+  auto alone = std::make_unique<Alone>(step.node, step.place);
+  step.alone = alone.get();
+  step.rule = std::move(alone);
+}
+
+variable_list Tape::adjoint(variable_list seeds, bool bent) {
+  Outside outside;
+  auto& steps = plan_.steps;
+  variable_list gradients(plan_.targets.size());
+  target_uses_.assign(plan_.targets.size(), 0);
+  edges_ = plan_.sides;
+  for (size_t i = 0; i < plan_.targets.size(); ++i) {
+    target_edges_.push_back(plan_.target_wanted[i] ? static_cast<int>(edges_.size()) : -1);
+    if (plan_.target_wanted[i]) edges_.push_back(plan_.targets[i]);
+  }
+  for (auto& step : steps) step.a = Values(step.place.outputs);
+  for (size_t i = 0; i < seeds.size(); ++i) {
+    const auto& root = plan_.roots[i];
+    if (root.target >= 0) accumulate(gradients[root.target], seeds[i]);
+    if (root.step >= 0) steps[root.step].place.bent |= bent;
+    if (root.step >= 0) accumulate(steps[root.step].a[root.output], std::move(seeds[i]));
+  }
+  seeds.clear();
+  for (size_t at = steps.size(); at-- > 0;) {
+    auto& step = steps[at];
+    // A target in the middle of the graph passes its adjoint on, and collects it.
+    if (!any_defined(step.a)) continue;
+    make_rule(step);
+    Values out;
+    if (step.alone) {
+      out = step.rule->adjoint(std::move(step.a));
+    } else {
+      Plain plain;
+      out = step.rule->adjoint(std::move(step.a));
+      if (release_) step.node->release_variables();
+    }
+    step.a.clear();
+    give_adjoint(step, std::move(out), gradients);
+  }
+  return gradients;
+}
+
+void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
+  auto& place = step.place;
+  const bool bends = step.rule->bends();
+  bool parameters = false, wanted = false;
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    parameters |= step.sources[i].side >= 0;
+    wanted |= place.wanted(i);
+  }
+  const bool escapes = step.alone && !step.alone->escapes().empty();
+  step.runs_tangent = place.tangent || parameters || (bends && wanted) || escapes;
+  step.runs_second = parameters || ((bends || place.bent) && wanted);
+  if (escapes) {
+    step.first_escape = edges_.size();
+    edges_.insert(edges_.end(), step.alone->escapes().begin(), step.alone->escapes().end());
+  }
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    const auto& source = step.sources[i];
+    if (!place.live(i)) continue;
+    if (out[i].defined()) check(step, i, out[i]);
+    if (source.target >= 0) {
+      target_uses_[source.target] += step.runs_tangent;
+      if (source.step < 0) {
+        accumulate(gradients[source.target], std::move(out[i]));
+        continue;
+      }
+      accumulate(gradients[source.target], out[i]);
+    }
+    auto& below = plan_.steps[source.step];
+    below.uses[source.output] += step.runs_tangent;
+    below.place.tangent |= step.runs_tangent;
+    below.place.bent |= (bends || place.bent) && place.wanted(i);
+    accumulate(below.a[source.output], std::move(out[i]));
+  }
+}
+
+variable_list Tape::finish(variable_list v, variable_list b, bool keep) {
+  Outside outside;
+  for (auto& step : plan_.steps)
+    if (step.rule) step.rule->keep = keep;
+  finished_ = !keep;
+  variable_list grads(edges_.size());
+  tangent_sweep(std::move(v), grads);
+  last_sweep(std::move(b), grads);
+  return grads;
+}
+
+void Tape::tangent_sweep(variable_list v, variable_list& grads) {
+  auto& steps = plan_.steps;
+  auto target_uses = target_uses_;
+  std::vector<c10::SmallVector<int, 2>> uses;
+  for (auto& step : steps) uses.push_back(step.uses);
+  for (size_t at = 0; at < steps.size(); ++at) {
+    auto& step = steps[at];
+    if (!step.rule || !step.runs_tangent) continue;
+    Values t(step.place.inputs.size());
+    for (size_t i = 0; i < t.size(); ++i) {
+      const auto& source = step.sources[i];
+      if (source.step >= 0) {
+        auto& held = steps[source.step].t[source.output];
+        t[i] = --uses[source.step][source.output] ? held : std::move(held);
+      }
+      if (source.target >= 0) {
+        auto& held = v[source.target];
+        accumulate(t[i], --target_uses[source.target] ? held : std::move(held));
+      }
+    }
+    step.t = Values(step.place.outputs);
+    if (any_defined(t)) {
+      Values out;
+      if (step.alone) {
+        out = step.rule->tangent(std::move(t));
+        auto escaped = step.alone->take_escaped();
+        for (size_t j = 0; j < escaped.size(); ++j) accumulate(grads[step.first_escape + j], std::move(escaped[j]));
+      } else {
+        Plain plain;
+        out = step.rule->tangent(std::move(t));
+      }
+      for (size_t k = 0; k < step.place.outputs; ++k)
+        if (step.uses[k]) step.t[k] = std::move(out[k]);
+    }
+    if (!step.runs_second && !step.rule->keep) step.rule.reset();
+  }
+}
+
+void Tape::last_sweep(variable_list b, variable_list& grads) {
+  auto& steps = plan_.steps;
+  for (auto& step : steps) {
+    step.t.clear();
+    if (step.runs_second) step.b = Values(step.place.outputs);
+  }
+  for (size_t i = 0; i < b.size(); ++i) give_second(plan_.roots[i], std::move(b[i]), grads);
+  for (size_t at = steps.size(); at-- > 0;) {
+    auto& step = steps[at];
+    if (!step.rule || !step.runs_second) continue;
+    Values out;
+    if (step.alone) {
+      out = step.rule->second(std::move(step.b));
+    } else {
+      Plain plain;
+      out = step.rule->second(std::move(step.b));
+    }
+    step.b.clear();
+    for (size_t i = 0; i < out.size(); ++i) {
+      if (!step.place.wanted(i) || !out[i].defined()) continue;
+      check(step, i, out[i]);
+      give_second(step.sources[i], std::move(out[i]), grads);
+    }
+    if (step.rule->keep) continue;
+    if (step.alone && release_) step.node->release_variables();
+    step.rule.reset();
+  }
+}
+
+void Tape::give_second(const Source& source, at::Tensor value, variable_list& grads) {
+  if (!value.defined()) return;
+  Plain plain;
+  if (source.side >= 0) {
+    accumulate(grads[source.side], std::move(value));
+    return;
+  }
+  if (source.target >= 0 && target_edges_[source.target] >= 0) accumulate(grads[target_edges_[source.target]], value);
+  if (source.step >= 0 && plan_.steps[source.step].runs_second) accumulate(plan_.steps[source.step].b[source.output], std::move(value));
+}
+
+}  // namespace gpfast

@@ -1,0 +1,38 @@
+#pragma once
+// The sweeps over a plan.
+#include "plan.h"
+
+namespace gpfast {
+
+class Tape {
+ public:
+  // release: the graph is nobody else's, so what it saved is freed as the sweeps pass.
+  Tape(Plan plan, bool release) : plan_(std::move(plan)), release_(release) {}
+
+  // From the scores down. seeds: one an output, undefined for zero. bent: finish will be given second adjoints of the outputs.
+  // Returns the gradient at each point, undefined where there is none.
+  variable_list adjoint(variable_list seeds, bool bent);
+  // Tangent sweep from the points' tangents v up, then the last sweep down from the outputs' second adjoints b, each undefined for
+  // zero. Returns the gradient at every edge of edges(), undefined for zero. keep: it will be called again.
+  variable_list finish(variable_list v, variable_list b, bool keep);
+
+  // The parameter side, then the points that lead on. Complete after adjoint.
+  const edge_list& edges() const { return edges_; }
+  const Plan& plan() const { return plan_; }
+  bool finished() const { return finished_; }
+
+ private:
+  void make_rule(Step& step) const;
+  void give_adjoint(Step& step, Values out, variable_list& gradients);
+  void tangent_sweep(variable_list v, variable_list& grads);
+  void last_sweep(variable_list b, variable_list& grads);
+  void give_second(const Source& source, at::Tensor value, variable_list& grads);
+
+  Plan plan_;
+  bool release_;
+  edge_list edges_;
+  std::vector<int> target_edges_, target_uses_;
+  bool finished_ = false;
+};
+
+}  // namespace gpfast
