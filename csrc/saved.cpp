@@ -19,7 +19,7 @@ using Table = std::unordered_map<std::type_index, Maker>;
 at::Tensor input(const SavedVariable& saved) { return saved.unpack(); }
 at::Tensor result(const SavedVariable& saved, Node& node) { return saved.unpack(node.getptr()); }
 int64_t integer(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
-Ints integers(c10::ArrayRef<c10::SymInt> values) {
+Ints integers(const std::vector<c10::SymInt>& values) {
   Ints out;
   out.reserve(values.size());
   for (const auto& value : values) out.push_back(integer(value));
@@ -27,7 +27,7 @@ Ints integers(c10::ArrayRef<c10::SymInt> values) {
 }
 std::optional<Ints> integers(const c10::OptionalArray<c10::SymInt>& values) {
   if (!values.list) return std::nullopt;
-  return integers(c10::ArrayRef<c10::SymInt>(*values.list));
+  return integers(*values.list);
 }
 
 // on<ReluBackward0>(table, [](auto& node, const Place& place) -> Made { ... });
