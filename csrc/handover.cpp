@@ -3,6 +3,8 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/ones_like.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
@@ -33,6 +35,26 @@ variable_list last_order(variable_list gradients) {
   return gradients;
 }
 
+// Calls work() in a backward pass of its own. Within the caller's, which may have been asked for some gradients only, the nodes
+// that the sweeps call would leave out what that pass does not need.
+void in_own_pass(const std::function<void()>& work) {
+  struct Runner : torch::autograd::Node {
+    explicit Runner(const std::function<void()>& work) : work(work) {}
+    variable_list apply(variable_list&&) override {
+      work();
+      return {};
+    }
+    const std::function<void()>& work;
+  };
+  const auto* asked = torch::autograd::get_current_graph_task_exec_info();
+  if (!asked || asked->empty()) return work();
+  const auto runner = make_node<Runner>(work);
+  const auto start = at::zeros({});
+  runner->add_input_metadata(start);
+  torch::autograd::Engine::get_default_engine().execute({Edge(runner, 0)}, {start}, /*keep_graph=*/true, /*create_graph=*/false,
+                                                        /*accumulate_grad=*/true);
+}
+
 bool reads_as_one(const at::Tensor& scale) {
   if (!scale.is_cpu() || scale.dim() != 0 || scale.key_set().has(c10::DispatchKey::Python)) return false;
   if (scale.scalar_type() == at::kFloat) return *scale.const_data_ptr<float>() == 1;
@@ -54,7 +76,8 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
   b.resize(tape.plan().roots.size());
   grads.clear();
   const bool keep = torch::autograd::get_current_graph_task_keep_graph();
-  auto found = tape.finish(std::move(v), std::move(b), keep);
+  variable_list found;
+  in_own_pass([&] { found = tape.finish(std::move(v), std::move(b), keep); });
   for (size_t i = 0; i < found.size(); ++i) {
     const auto& edge = next_edge(i);
     if (!task_should_compute_output(i)) found[i] = at::Tensor();

@@ -2,6 +2,7 @@
 
 from gpfast import reference
 from gpfast.gradient_norm import gradient_norm_penalty
+from gpfast.input_gradient import input_gradient_loss
 from gpfast.interpolate import interpolate
 from gpfast.penalty import GradientPenalty, dragan, gradient_penalty, gradient_penalty_from, r1, r2, wgan_lp
 from gpfast.stats import GradientStats
@@ -14,6 +15,7 @@ __all__ = [
     "gradient_norm_penalty",
     "gradient_penalty",
     "gradient_penalty_from",
+    "input_gradient_loss",
     "interpolate",
     "r1",
     "r2",

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from gpfast.gradient_norm import penalty_of
 from gpfast.inputs import Structure
 from gpfast.options import Options
+from gpfast.points import Target, edge
 
 
 def penalty(
     scores: Tensor,
-    targets: dict[str, Tensor | GradientEdge],
+    targets: dict[str, Target],
     mask: Structure | None,
     options: Options,
     *,
@@ -26,12 +28,19 @@ def penalty(
     """
     gradients = torch.autograd.grad(
         scores,
-        list(targets.values()),
+        [edge(target) for target in targets.values()],
         torch.ones_like(scores),
         create_graph=create_graph,
         retain_graph=retain_graph,
         allow_unused=True,
     )
+    check_used(targets, gradients)
+    with torch.set_grad_enabled(create_graph):
+        return penalty_of(list(gradients), mask, options)
+
+
+def check_used(targets: dict[str, Target], gradients: Sequence[Tensor | None]) -> None:
+    """Raises where the score does not depend on a point."""
     unused = [name for name, g in zip(targets, gradients, strict=True) if g is None]
     if unused:
         every = len(unused) == len(targets)
@@ -44,5 +53,3 @@ def penalty(
                 else "; pass such an input through `args` or `kwargs`."
             )
         )
-    with torch.set_grad_enabled(create_graph):
-        return penalty_of(list(gradients), mask, options)

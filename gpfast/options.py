@@ -12,7 +12,7 @@ import numpy
 
 POINTS = ("interpolates", "real", "fake", "dragan")
 REDUCTIONS = ("mean", "sum", "none")
-ENGINES = ("auto", "autograd", "reference")
+ENGINES = ("auto", "tape", "autograd", "reference")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gpfast import autograd, reference
+from gpfast import reference
 from gpfast.batch_statistics import warn_of_batch_statistics
 from gpfast.checks import (
     check_alpha,
@@ -21,10 +21,10 @@ from gpfast.checks import (
     check_weight,
     checked_score,
 )
-from gpfast.gradient_norm import weighted
+from gpfast.engines import differentiated
 from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
 from gpfast.options import ENGINES, Options, checked
-from gpfast.points import Origin, draw, rooted
+from gpfast.points import draw, rooted
 from gpfast.stats import GradientStats
 
 __all__ = ["ENGINES", "GradientPenalty", "dragan", "gradient_penalty", "gradient_penalty_from", "r1", "r2", "wgan_lp"]
@@ -49,6 +49,7 @@ def gradient_penalty(
     kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
     engine: str = "auto",
+    retain_graph: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, GradientStats]:
     """The gradient penalty of a critic, weight * mean_i phi(n_i), ready to be added to the critic's loss.
@@ -122,26 +123,23 @@ def gradient_penalty(
             reduction=reduction,
             return_stats=return_stats,
         )
-    with_graph = torch.is_grad_enabled()
     points = draw(real, fake, at, alpha, generator)
     ours = at in ("interpolates", "dragan")
     with torch.enable_grad():
-        points = [rooted(x, ours) for x in points]
-        origins = [Origin.of(x) for x in points]
+        points, targets = zip(*(rooted(x, ours) for x in points), strict=True)
         try:
             result = call_critic(critic, like, points, args, kwargs)
         except RuntimeError as error:
-            if ours or "of _Root is a view" not in str(error):
+            if ours or "Root is a view" not in str(error):
                 raise
             raise RuntimeError(
                 f"the critic writes to its input, or a view of it, in place, and with at={at!r} that is your `{name}`;"
                 f" pass {name}.clone(), or make the critic's first operation not in-place."
             ) from error
         scores = checked_score(result, output)
-    targets = [origin.target(x) for origin, x in zip(origins, points, strict=True)]
     named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
-    value, norms = autograd.penalty(scores, named, mask, options, create_graph=with_graph, retain_graph=with_graph)
-    return weighted(weight, value, norms, return_stats)
+    penalty, norms = differentiated(scores, named, mask, options, weight, release=not retain_graph)
+    return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
 def gradient_penalty_from(
@@ -193,10 +191,8 @@ def gradient_penalty_from(
             reduction=reduction,
             return_stats=return_stats,
         )
-    value, norms = autograd.penalty(
-        outputs, tensors, mask, options, create_graph=torch.is_grad_enabled(), retain_graph=True
-    )
-    return weighted(weight, value, norms, return_stats)
+    penalty, norms = differentiated(outputs, tensors, mask, options, weight, release=False)
+    return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:

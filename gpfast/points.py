@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge, Node
+from torch.autograd.graph import GradientEdge
 
+from gpfast import _extension
+from gpfast.backend import under_transform
 from gpfast.inputs import Structure, tensors_of
 from gpfast.interpolate import interpolate
 from gpfast.layout import accumulate_dtype
 
 
 class _Root(torch.autograd.Function):
-    """The point a critic is given: a node of its own, with a gradient of its own, and nothing to accumulate into."""
+    """As gpfast::root, for where there is no extension."""
 
     @staticmethod
     def forward(ctx, x: Tensor, anchor: Tensor | None, ours: bool) -> Tensor:
-        # A view of the caller's tensor may not be written to in place: PyTorch refuses before it is. Ours may.
         return x.detach() if ours else x.view_as(x)
 
     @staticmethod
@@ -26,30 +25,27 @@ class _Root(torch.autograd.Function):
         return (grad if ctx.needs_input_grad[0] else None), None, None
 
 
-def rooted(x: Tensor, ours: bool) -> Tensor:
-    """`x` to give to a critic and to take the gradient at. `ours`: it was made here, so a critic may write to it."""
-    return _Root.apply(x, None if x.requires_grad else torch.empty((), requires_grad=True), ours)
+# Where a point stands in the graph, whatever the critic writes to it later: a tensor that stays at its node, or the place.
+Target = Tensor | GradientEdge
 
 
-class Origin(NamedTuple):
-    """Where a point stands in the graph before the critic runs, which may write to it."""
+def rooted(x: Tensor, ours: bool) -> tuple[Tensor, Target]:
+    """(`x` to give to a critic, where to take the gradient).
 
-    version: int
-    node: Node | None
-    output: int
+    The point a critic is given is a node of its own, with nothing to accumulate into. `ours`: it was made here, so a
+    critic may write to it. A view of the caller's tensor may not be written to in place: PyTorch refuses before it is.
+    """
+    if _extension.available and not under_transform():
+        return torch.ops.gpfast.root.default(x, ours)
+    point = _Root.apply(x, None if x.requires_grad else torch.empty((), requires_grad=True), ours)
+    return point, GradientEdge(point.grad_fn, point.output_nr)
 
-    @classmethod
-    def of(cls, x: Tensor) -> Origin:
-        """The origin of `x` as it is now."""
-        return cls(x._version, x.grad_fn, x.output_nr)
 
-    def moved(self, x: Tensor) -> bool:
-        """Whether `x` was written to in place since, so that it stands further down the graph."""
-        return x._version != self.version
-
-    def target(self, x: Tensor) -> Tensor | GradientEdge:
-        """What to ask autograd's gradient for: `x`, or the place in the graph where it stood."""
-        return GradientEdge(self.node, self.output) if self.moved(x) else x
+def edge(target: Target) -> Target:
+    """What to ask autograd's gradient for."""
+    if isinstance(target, GradientEdge) or target.grad_fn is None or target.grad_fn.name() != "gpfast::Root":
+        return target
+    return GradientEdge(target.grad_fn, 0)
 
 
 def draw(

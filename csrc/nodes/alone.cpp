@@ -34,8 +34,7 @@ void validate(const Node& node, variable_list& grads) {
 class Alone::Boundary {
  public:
   Boundary(Alone& alone, uint64_t start) : alone_(alone), start_(start) {
-    for (auto& leaf : alone.leaves_)
-      if (leaf.defined()) own_leaves_.insert(torch::autograd::impl::gradient_edge(leaf).function.get());
+    for (const auto& edge : alone.leaf_edges_) own_leaves_.insert(edge.function.get());
   }
 
   // The edge, or its stand-in where it leads outside.
@@ -97,6 +96,7 @@ Values Alone::adjoint(Values a) {
   variable_list grads;
   for (auto& value : a) {
     leaves_.push_back(value.defined() ? value.detach().set_requires_grad(true) : at::Tensor());
+    leaf_edges_.push_back(value.defined() ? torch::autograd::impl::gradient_edge(leaves_.back()) : Edge());
     grads.push_back(leaves_.back());
   }
   a.clear();
@@ -139,8 +139,8 @@ Values Alone::tangent(Values t) {
     seeds.push_back(std::move(t[i]));
   }
   if (roots.empty()) return out;
-  for (const auto& leaf : leaves_)
-    if (leaf.defined()) ends.push_back(torch::autograd::impl::gradient_edge(leaf));
+  for (const auto& edge : leaf_edges_)
+    if (edge.is_valid()) ends.push_back(edge);
   const size_t leaves = ends.size();
   ends.insert(ends.end(), stops_.begin(), stops_.end());
   auto found = torch::autograd::Engine::get_default_engine().execute(roots, seeds, /*keep_graph=*/keep, /*create_graph=*/false,
@@ -156,6 +156,7 @@ Values Alone::tangent(Values t) {
     inner_.clear();
     stops_.clear();
     leaves_.clear();
+    leaf_edges_.clear();
   }
   return out;
 }

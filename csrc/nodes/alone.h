@@ -25,6 +25,7 @@ class Alone : public Rule {
 
   NodePtr node_;
   variable_list leaves_;      // the incoming adjoints, as leaves
+  edge_list leaf_edges_;      // which keep their accumulators alive: a leaf itself does not
   edge_list inner_;           // what the node computed of them, one an input, where differentiable in anything
   edge_list stops_;           // where differentiation ends: stand-ins for places of the graph outside the node
   c10::SmallVector<int, 4> meaning_;  // of a stop: input i as i, output k as -1 - k, escape j as inputs + j

@@ -1,0 +1,77 @@
+"""Any loss of a function's outputs and of their gradient with respect to the inputs: the penalty is one case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpfast import autograd, tape
+from gpfast.checks import check_arguments, check_tensor, checked_score
+from gpfast.engines import takes_tape
+from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
+from gpfast.options import ENGINES
+from gpfast.points import edge, rooted
+
+
+def input_gradient_loss(
+    function: Callable,
+    inputs: Structure,
+    loss: Callable[..., Tensor],
+    *,
+    output: Callable | int | str | None = None,
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    engine: str = "auto",
+) -> Tensor:
+    """`loss(y, g)` of the outputs y = function(inputs) and of g = d(sum of y)/d(inputs), differentiable in parameters.
+
+    function  Any callable, given the inputs as a critic is: `function(x, *args, **kwargs)`.
+    inputs    A tensor (any shape of floating dtype), or a tuple or list (first arguments) or dict (keyword arguments)
+              of them. They need not require grad; where they do, they receive theirs.
+    loss      Given y and g (a tensor, or a structure like `inputs` of them); may use anything else. What it returns is
+              returned: an energy-and-forces loss of a potential (g = -forces), Sobolev training (Czarnecki et al. 2017,
+              arXiv 1706.04859), a penalty of one's own.
+    output    Picks y out of what the function returns: an index, a key, an attribute's name or a callable.
+    engine    "auto", "tape": the sweeps, whose last two run in backward; "autograd", "reference": PyTorch's double
+              backward.
+
+    With the tape, what the graph of y saved is let go of, so y is differentiable through what `loss` is given, once;
+    "autograd" differentiates to any order. Raises TypeError, ValueError or RuntimeError, naming the argument.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"`engine` must be one of {', '.join(map(repr, ENGINES))}; got {engine!r}.")
+    check_arguments(function, args, kwargs, output)
+    if not callable(loss):
+        raise TypeError(f"`loss` must be callable; got {type(loss).__name__}.")
+    named = named_tensors(inputs, "inputs")
+    for name, x in named.items():
+        check_tensor(name, x)
+    derivatives = torch.is_grad_enabled()
+    with torch.enable_grad():
+        points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
+        y = checked_score(call_critic(function, inputs, points, args, kwargs), output)
+    y, gradients = _outputs_and_gradients(y, dict(zip(named, targets, strict=True)), engine, derivatives)
+    if isinstance(inputs, Tensor):
+        return loss(y, gradients[0])
+    if isinstance(inputs, Mapping):
+        return loss(y, dict(zip(inputs, gradients, strict=True)))
+    return loss(y, type(inputs)(gradients))
+
+
+def _outputs_and_gradients(y: Tensor, targets: dict, engine: str, derivatives: bool) -> tuple[Tensor, list[Tensor]]:
+    if takes_tape(engine):
+        gradients, again, refused = torch.ops.gpfast.input_gradient.default(
+            y, list(targets.values()), True, derivatives, True
+        )
+        if not refused:
+            autograd.check_used(targets, gradients)
+            return again if derivatives else again.detach(), gradients
+        tape.say_refused(refused)
+    gradients = torch.autograd.grad(
+        y, [edge(t) for t in targets.values()], torch.ones_like(y), create_graph=derivatives, allow_unused=True
+    )
+    autograd.check_used(targets, gradients)
+    return y if derivatives else y.detach(), list(gradients)

@@ -1,0 +1,89 @@
+"""The engine "tape": four sweeps over autograd's own graph of an ordinary forward, in C++ (csrc/tape.cpp)."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from gpfast import _extension, autograd
+from gpfast.backend import under_transform
+from gpfast.gradient_norm import penalty_of
+from gpfast.inputs import Structure
+from gpfast.layout import dense_rows, kept_first
+from gpfast.options import Options
+from gpfast.points import Target
+
+
+def absence() -> str | None:
+    """Why the tape cannot run here, or None where it can."""
+    if not _extension.available:
+        return f"the tape needs the C++ extension: {_extension.absence()}"
+    if under_transform():
+        return "the tape reads autograd's graph, which torch.func and forward-mode differentiation do not leave whole"
+    return None
+
+
+def penalty(
+    scores: Tensor,
+    targets: dict[str, Target],
+    mask: Structure | None,
+    options: Options,
+    weight: float | Tensor,
+    *,
+    derivatives: bool,
+    release: bool,
+) -> tuple[Tensor, Tensor]:
+    """(penalty, norms): with `derivatives`, the parameters' gradients are computed with the value, and handed over.
+
+    `release` lets go of what the graph of `scores` saved, as the sweeps pass it. A graph that the sweeps cannot read
+    (backward hooks) is differentiated by autograd, as it is, and that is said once.
+    """
+    gradients, _, refused = torch.ops.gpfast.input_gradient.default(
+        scores, list(targets.values()), release, derivatives, False
+    )
+    if refused:
+        say_refused(refused)
+        value, norms = autograd.penalty(
+            scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
+        )
+        return weight * value, norms
+    autograd.check_used(targets, gradients)
+    if not derivatives:
+        value, norms = penalty_of(gradients, mask, options)
+        return weight * value, norms
+    if options.reduction == "none":  # the incoming weights belong in the seed: the last two sweeps wait for them
+        value, norms = penalty_of(gradients, mask, options)
+        return weight * value, norms
+    factor, weight = (weight, 1.0) if isinstance(weight, Tensor) else (1.0, float(weight))
+    value, norms, seeds = _with_seeds(gradients, mask, options)
+    return factor * torch.ops.gpfast.hand_over.default(value, gradients, seeds, weight), norms
+
+
+def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor, list]:
+    """(value, norms, d(value)/d(gradients)): in one go for the usual case of one input and no mask."""
+    if len(gradients) == 1 and mask is None:
+        rows, keep = kept_first(gradients[0], options.norm_dims)
+        if rows is gradients[0]:
+            with torch._C._AutoDispatchBelowAutograd():
+                value, norms, seed = torch.ops.gpfast.gradient_norm.default(
+                    dense_rows(rows, keep), keep, options.center, options.one_sided, options.eps, options.reduction, True
+                )
+            return value, norms, [seed]
+    leaves = [g.detach().requires_grad_() for g in gradients]
+    with torch.enable_grad():
+        value, norms = penalty_of(leaves, mask, options)
+    seeds = torch.autograd.grad(value, leaves)
+    return value.detach(), norms, list(seeds)
+
+
+@functools.cache
+def say_refused(reason: str) -> None:
+    """Says once for each reason that autograd's double backward is taken instead."""
+    warnings.warn(
+        f"gpfast's tape cannot differentiate this critic's graph ({reason}); PyTorch's double backward does it, on the"
+        " same graph: exact, at its speed. engine='autograd' asks for that and is silent.",
+        stacklevel=2,
+    )
