@@ -28,7 +28,8 @@ struct Step {
   Values a, t, b;              // one an output; each only between its sweep's writer and reader
   c10::SmallVector<int, 2> uses;  // of the tangents, one an output
   bool runs_tangent = false, runs_second = false;
-  size_t first_escape = 0;  // of the step that runs alone: its escapes' place among the tape's edges
+  // Of a step that runs alone: where its escapes lead, an output of another step or one of the tape's edges (as side).
+  std::vector<Source> escapes;
 };
 
 struct Plan {

@@ -91,12 +91,9 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
     wanted |= place.wanted(i);
   }
   const bool escapes = step.alone && !step.alone->escapes().empty();
+  if (escapes) place_escapes(step);
   step.runs_tangent = place.tangent || parameters || (bends && wanted) || escapes;
   step.runs_second = parameters || ((bends || place.bent) && wanted);
-  if (escapes) {
-    step.first_escape = edges_.size();
-    edges_.insert(edges_.end(), step.alone->escapes().begin(), step.alone->escapes().end());
-  }
   for (size_t i = 0; i < place.inputs.size(); ++i) {
     const auto& source = step.sources[i];
     if (!place.live(i)) continue;
@@ -117,10 +114,44 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
   }
 }
 
+// A derivative that depends on places the node was not given: an own result seen through a view, a tensor that a custom Function
+// keeps. Their second adjoints join the last sweep there, or are handed over.
+void Tape::place_escapes(Step& step) {
+  for (const auto& edge : step.alone->escapes()) {
+    Source source;
+    source.output = edge.input_nr;
+    for (size_t i = 0; i < plan_.steps.size(); ++i)
+      if (plan_.steps[i].node == edge.function) source.step = static_cast<int>(i);
+    if (source.step >= 0) {
+      admit_second(source.step, static_cast<int>(&step - plan_.steps.data()));
+    } else {
+      source.side = static_cast<int>(edges_.size());
+      edges_.push_back(edge);
+    }
+    step.escapes.push_back(source);
+  }
+}
+
+// Second adjoints will arrive at this step. Rules from `made_from` up were made without knowing.
+void Tape::admit_second(int index, int made_from) {
+  auto& step = plan_.steps[index];
+  if (step.place.bent) return;
+  TORCH_CHECK(index <= made_from || step.alone, "the derivative of ", plan_.steps[made_from].node->name(),
+              " depends on a tensor that it was not given, made by ", step.node->name(),
+              ": gpfast's tape cannot place that; call it with engine=\"autograd\".");
+  step.place.bent = true;
+  if (index <= made_from) return;
+  step.runs_second |= step.place.any_wanted();
+  for (size_t i = 0; i < step.sources.size(); ++i)
+    if (step.sources[i].step >= 0 && step.place.wanted(i)) admit_second(step.sources[i].step, made_from);
+}
+
 variable_list Tape::finish(variable_list v, variable_list b, bool keep) {
   Outside outside;
-  for (auto& step : plan_.steps)
+  for (auto& step : plan_.steps) {
     if (step.rule) step.rule->keep = keep;
+    if (step.runs_second) step.b = Values(step.place.outputs);
+  }
   finished_ = !keep;
   variable_list grads(edges_.size());
   tangent_sweep(std::move(v), grads);
@@ -154,7 +185,7 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
       if (step.alone) {
         out = step.rule->tangent(std::move(t));
         auto escaped = step.alone->take_escaped();
-        for (size_t j = 0; j < escaped.size(); ++j) accumulate(grads[step.first_escape + j], std::move(escaped[j]));
+        for (size_t j = 0; j < escaped.size(); ++j) give_second(step.escapes[j], std::move(escaped[j]), grads);
       } else {
         Plain plain;
         out = step.rule->tangent(std::move(t));
@@ -170,7 +201,6 @@ void Tape::last_sweep(variable_list b, variable_list& grads) {
   auto& steps = plan_.steps;
   for (auto& step : steps) {
     step.t.clear();
-    if (step.runs_second) step.b = Values(step.place.outputs);
   }
   for (size_t i = 0; i < b.size(); ++i) give_second(plan_.roots[i], std::move(b[i]), grads);
   for (size_t at = steps.size(); at-- > 0;) {

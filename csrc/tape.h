@@ -24,6 +24,8 @@ class Tape {
  private:
   void make_rule(Step& step) const;
   void give_adjoint(Step& step, Values out, variable_list& gradients);
+  void place_escapes(Step& step);
+  void admit_second(int index, int made_from);
   void tangent_sweep(variable_list v, variable_list& grads);
   void last_sweep(variable_list b, variable_list& grads);
   void give_second(const Source& source, at::Tensor value, variable_list& grads);

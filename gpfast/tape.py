@@ -69,7 +69,13 @@ def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Option
         if rows is gradients[0]:
             with torch._C._AutoDispatchBelowAutograd():
                 value, norms, seed = torch.ops.gpfast.gradient_norm.default(
-                    dense_rows(rows, keep), keep, options.center, options.one_sided, options.eps, options.reduction, True
+                    dense_rows(rows, keep),
+                    keep,
+                    options.center,
+                    options.one_sided,
+                    options.eps,
+                    options.reduction,
+                    True,
                 )
             return value, norms, [seed]
     leaves = [g.detach().requires_grad_() for g in gradients]

@@ -13,7 +13,9 @@ def penalty_loss(y, g):
 def cubic_loss(y, g):
     """Second adjoints arrive at the outputs."""
     weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).reshape(y.shape)
-    return (g.pow(3) * torch.linspace(0.2, 1, g.numel(), dtype=g.dtype).reshape(g.shape)).sum() + (weights * y * y).sum()
+    return (g.pow(3) * torch.linspace(0.2, 1, g.numel(), dtype=g.dtype).reshape(g.shape)).sum() + (
+        weights * y * y
+    ).sum()
 
 
 LOSSES = (penalty_loss, cubic_loss)
@@ -79,7 +81,9 @@ def agree(function, x, parameters=(), *, rule=None, alone=None, tolerance=1e-10)
             if rules:
                 done = steps
                 assert rule is None or any(name == rule for _, name, *_ in steps), f"no rule {rule!r} ran: {steps}"
-                assert alone is None or (alone, "alone") in [s[:2] for s in steps], f"{alone} did not run alone: {steps}"
+                assert alone is None or (alone, "alone") in [s[:2] for s in steps], (
+                    f"{alone} did not run alone: {steps}"
+                )
     return done
 
 
