@@ -25,7 +25,7 @@ class _Root(torch.autograd.Function):
         return (grad if ctx.needs_input_grad[0] else None), None, None
 
 
-# Where a point stands in the graph, whatever the critic writes to it later: a tensor that stays at its node, or the place.
+# Where a point stands in the graph, whatever the critic writes to it: a tensor that stays at its node, or the place.
 Target = Tensor | GradientEdge
 
 

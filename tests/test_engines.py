@@ -89,7 +89,7 @@ def as_close_as_eager(name, dtype, *, small, batch, draws=3):
 
 
 def present_alike(ours, theirs, engine):
-    """The tape gives a zero to a parameter whose gradient is zero for certain (the last bias), where eager gives None."""
+    """Where eager gives None for a gradient that is zero for certain (the last bias), the tape gives a zero."""
     if theirs is None and ours is not None:
         return engine == "tape" and not ours.any()
     return (ours is None) == (theirs is None)
