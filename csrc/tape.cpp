@@ -170,7 +170,7 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
     Values t(step.place.inputs.size());
     for (size_t i = 0; i < t.size(); ++i) {
       const auto& source = step.sources[i];
-      if (source.step >= 0) {
+      if (source.step >= 0 && !steps[source.step].t.empty()) {  // empty where no adjoint came: nothing depends on it
         auto& held = steps[source.step].t[source.output];
         t[i] = --uses[source.step][source.output] ? held : std::move(held);
       }
