@@ -57,7 +57,7 @@ void accumulate(at::Tensor& into, at::Tensor value) {
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   int64_t bytes = 0;
   for (const auto& tensor : tensors)
-    if (tensor.defined()) bytes += static_cast<int64_t>(tensor.nbytes());
+    if (tensor.defined() && tensor.has_storage()) bytes += static_cast<int64_t>(tensor.nbytes());
   return bytes;
 }
 
