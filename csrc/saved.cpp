@@ -5,6 +5,9 @@
 #include <typeindex>
 #include <unordered_map>
 
+#include "nodes/merge.h"
+#include "nodes/shape.h"
+
 namespace gpfast {
 namespace {
 
@@ -58,7 +61,140 @@ void arithmetic_and_reductions(Table& table) {}
 
 // Shapes: nodes/shape.h, nodes/merge.h
 
-void shapes(Table& table) {}
+bool is_strided(const torch::autograd::InputMetadata& value) {
+  return value.layout() == at::kStrided && c10::isFloatingType(c10::typeMetaToScalarType(value.dtype()));
+}
+
+// For real, strided values: not for sparse ones, nor complex.
+template <typename T, typename F>
+void on_strided(Table& table, F) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    bool strided = is_strided(node.input_metadata(0));
+    for (const auto& edge : node.next_edges())
+      strided = strided && (!edge.is_valid() || is_strided(edge.function->input_metadata(edge.input_nr)));
+    return strided ? F{}(node, place) : nullptr;
+  });
+}
+
+std::optional<int64_t> maybe_integer(const std::optional<c10::SymInt>& value) {
+  return value ? std::optional(integer(*value)) : std::nullopt;
+}
+int64_t wrapped(int64_t dim, const Ints& sizes) { return dim < 0 ? dim + static_cast<int64_t>(sizes.size()) : dim; }
+
+void views(Table& table) {
+  const auto same_order = [](auto&, const Place& place) -> Made { return reshape(place); };
+  on_strided<ViewBackward0>(table, same_order);
+  on_strided<UnsafeViewBackward0>(table, same_order);
+  on_strided<ReshapeAliasBackward0>(table, same_order);
+  on_strided<SqueezeBackward0>(table, same_order);
+  on_strided<SqueezeBackward1>(table, same_order);
+  on_strided<SqueezeBackward2>(table, same_order);
+  on_strided<SqueezeBackward3>(table, same_order);
+  on_strided<SqueezeBackward4>(table, same_order);
+  on_strided<SqueezeBackward5>(table, same_order);
+  on_strided<UnsqueezeBackward0>(table, same_order);
+  on_strided<UnsqueezeBackward1>(table, same_order);
+  const auto swapped = [](auto& node, const Place& place) -> Made { return transpose(place, node.dim0, node.dim1); };
+  on_strided<TransposeBackward0>(table, swapped);
+  on_strided<TransposeBackward1>(table, swapped);
+  const auto matrix = [](auto&, const Place& place) -> Made { return matrix_transpose(place); };
+  on_strided<TBackward0>(table, matrix);
+  on_strided<TBackward1>(table, matrix);
+  on_strided<PermuteBackward0>(table, [](auto& node, const Place& place) -> Made { return permute(place, node.dims); });
+}
+
+void slices(Table& table) {
+  on_strided<SliceBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return slice(place, node.dim, maybe_integer(node.start), maybe_integer(node.end), integer(node.step));
+  });
+  on_strided<SelectBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return select(place, node.dim, integer(node.index));
+  });
+  const auto diagonals = [](auto& node, const Place& place) -> Made {
+    return diagonal(place, node.offset, node.dim1, node.dim2);
+  };
+  on_strided<DiagonalBackward0>(table, diagonals);
+  on_strided<DiagonalBackward0_copy>(table, diagonals);
+  on_strided<UnfoldBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return unfold(place, node.dimension, node.size, node.step);
+  });
+  on_strided<ConstantPadNdBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return constant_pad(place, integers(node.pad));
+  });
+  on_strided<TrilBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return triangle(place, integer(node.diagonal), /*upper=*/false);
+  });
+  on_strided<TriuBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return triangle(place, integer(node.diagonal), /*upper=*/true);
+  });
+}
+
+void rearrangements(Table& table) {
+  on_strided<ExpandBackward0>(table, [](auto&, const Place& place) -> Made { return expand(place); });
+  on_strided<RepeatBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return repeat(place, integers(node.repeats));
+  });
+  on_strided<FlipBackward0>(table, [](auto& node, const Place& place) -> Made { return flip(place, node.dims); });
+  on_strided<RollBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return roll(place, integers(node.shifts), node.dims);
+  });
+  on_strided<Rot90Backward0>(table, [](auto& node, const Place& place) -> Made { return rot90(place, node.k, node.dims); });
+}
+
+void indexings(Table& table) {
+  const auto advanced = [](auto& node, const Place& place) -> Made {
+    if (node.indices_released_) return nullptr;
+    std::vector<at::Tensor> indices;
+    for (const auto& saved : node.indices_) indices.push_back(input(saved));
+    return index(place, std::move(indices));
+  };
+  on_strided<IndexBackward0>(table, advanced);
+  on_strided<UnsafeIndexBackward0>(table, advanced);
+  on_strided<IndexSelectBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return index_select(place, node.dim, input(node.index_));
+  });
+  on_strided<GatherBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (node.sparse_grad) return nullptr;
+    input(node.self_);
+    return gather(place, node.dim, input(node.index_));
+  });
+  on_strided<TakeBackward0>(table, [](auto& node, const Place& place) -> Made {
+    input(node.self_);
+    return take(place, input(node.index_));
+  });
+}
+
+void merges(Table& table) {
+  on_strided<CatBackward0>(table, [](auto& node, const Place& place) -> Made {
+    Ints lengths;
+    for (const auto& symbolic : node.tensors_args_sizes_symint) {
+      const auto sizes = integers(symbolic);
+      const bool overlooked = sizes.size() == 1 && sizes[0] == 0;
+      lengths.push_back(overlooked ? 0 : sizes[wrapped(node.dim, sizes)]);
+    }
+    return cat(place, node.dim, std::move(lengths), node.tensors_args_scalartypes);
+  });
+  on_strided<StackBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return stack(place, node.dim, node.tensors_args_scalartypes);
+  });
+  const auto even = [](auto& node, const Place& place) -> Made {
+    const auto sizes = integers(node.self_sym_sizes);
+    const int64_t length = integer(node.split_size), total = sizes[wrapped(node.dim, sizes)];
+    Ints lengths;
+    for (size_t k = 0; k < place.outputs; ++k) lengths.push_back(std::min(length, total - static_cast<int64_t>(k) * length));
+    return split(place, node.dim, std::move(lengths));
+  };
+  on_strided<SplitBackward0>(table, even);
+  on_strided<UnsafeSplitBackward0>(table, even);
+  const auto uneven = [](auto& node, const Place& place) -> Made { return split(place, node.dim, integers(node.split_sizes)); };
+  on_strided<SplitWithSizesBackward0>(table, uneven);
+  on_strided<UnsafeSplitWithSizesBackward0>(table, uneven);
+  on_strided<UnbindBackward0>(table, [](auto& node, const Place& place) -> Made { return unbind(place, node.dim); });
+}
+
+void shapes(Table& table) {
+  for (auto* add : {&views, &slices, &rearrangements, &indexings, &merges}) add(table);
+}
 
 // Pooling and resampling: nodes/pool.h, nodes/resample.h
 

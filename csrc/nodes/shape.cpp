@@ -1,0 +1,265 @@
+// Rules for views, expansion, slices, indexing and padding.
+#include "nodes/shape.h"
+
+#include <ATen/ops/_index_put_impl.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/diagonal_backward.h>
+#include <ATen/ops/gather.h>
+#include <ATen/ops/index.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/nonzero.h>
+#include <ATen/ops/nonzero_static.h>
+#include <ATen/ops/select_backward.h>
+#include <ATen/ops/slice_backward.h>
+#include <ATen/ops/take.h>
+#include <ATen/ops/unfold_backward.h>
+#include <ATen/ops/zeros.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <algorithm>
+
+namespace gpfast {
+namespace {
+
+using at::Tensor;
+using Ints = std::vector<int64_t>;
+
+// Linear, of one input, without parameters. Back: J^T, of the second adjoint as of the adjoint. Forth: J.
+template <typename Back, typename Forth>
+class Linear final : public Rule {
+ public:
+  Linear(const Place& place, const char* label, Back back, Forth forth, int64_t kept)
+      : Rule(place), label_(label), back_(std::move(back)), forth_(std::move(forth)), kept_(kept) {}
+
+  const char* name() const override { return label_; }
+  Values adjoint(Values a) override { return mapped(back_, std::move(a)); }
+  Values tangent(Values t) override { return place.tangent ? mapped(forth_, std::move(t)) : Values(1); }
+  Values second(Values b) override { return place.wanted(0) ? mapped(back_, std::move(b)) : Values(1); }
+  int64_t kept() const override { return kept_; }
+
+ private:
+  template <typename F>
+  static Values mapped(const F& f, Values values) {
+    if (values[0].defined()) values[0] = f(std::move(values[0]));
+    return values;
+  }
+
+  const char* label_;
+  Back back_;
+  Forth forth_;
+  int64_t kept_;
+};
+
+template <typename Back, typename Forth>
+std::unique_ptr<Rule> linear(const Place& place, const char* name, Back back, Forth forth, int64_t kept = 0) {
+  return std::make_unique<Linear<Back, Forth>>(place, name, std::move(back), std::move(forth), kept);
+}
+
+Sizes output_sizes(const Place& place) {
+  Sizes sizes;
+  const auto& output = place.node->input_metadata(0);
+  for (const auto& size : output.shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
+  return sizes;
+}
+
+int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
+
+// Pads for constant_pad_nd, which counts dimensions from the last.
+Tensor padded(const Tensor& tensor, int64_t dim, int64_t before, int64_t after) {
+  if (!before && !after) return tensor;
+  Ints pad(2 * (tensor.dim() - dim));
+  pad[pad.size() - 2] = before;
+  pad[pad.size() - 1] = after;
+  return at::constant_pad_nd(tensor, pad, 0);
+}
+
+}  // namespace
+
+std::unique_ptr<Rule> reshape(const Place& place) {
+  return linear(
+      place, "view", [in = place.sizes(0)](const Tensor& z) { return z.reshape(in); },
+      [out = output_sizes(place)](const Tensor& z) { return z.reshape(out); });
+}
+
+std::unique_ptr<Rule> transpose(const Place& place, int64_t dim0, int64_t dim1) {
+  const auto swap = [dim0, dim1](const Tensor& z) { return z.transpose(dim0, dim1); };
+  return linear(place, "transpose", swap, swap);
+}
+
+std::unique_ptr<Rule> matrix_transpose(const Place& place) {
+  const auto swap = [](const Tensor& z) { return z.t(); };
+  return linear(place, "transpose", swap, swap);
+}
+
+std::unique_ptr<Rule> permute(const Place& place, Ints dims) {
+  Ints inverse(dims.size());
+  for (size_t i = 0; i < dims.size(); ++i) inverse[wrapped(dims[i], dims.size())] = static_cast<int64_t>(i);
+  return linear(
+      place, "permute", [inverse](const Tensor& z) { return z.permute(inverse); },
+      [dims](const Tensor& z) { return z.permute(dims); });
+}
+
+std::unique_ptr<Rule> expand(const Place& place) {
+  return linear(
+      place, "expand",
+      [in = place.sizes(0), dtype = place.dtype(0)](Tensor z) { return reduced_to(std::move(z), in, dtype); },
+      [out = output_sizes(place)](const Tensor& z) {
+        const Tensor wide = z.expand(out);
+        return wide.numel() == z.numel() ? wide : wide.clone();
+      });
+}
+
+std::unique_ptr<Rule> repeat(const Place& place, Ints repeats) {
+  // (r0, r1 * n0, r2 * n1) is seen as (r0, r1, n0, r2, n1), and summed over every r but 1.
+  const auto in = place.sizes(0);
+  const size_t added = repeats.size() - in.size();
+  Sizes apart, sums;
+  for (size_t i = 0; i < repeats.size(); ++i) {
+    if (repeats[i] != 1) sums.push_back(static_cast<int64_t>(apart.size()));
+    if (repeats[i] != 1) apart.push_back(repeats[i]);
+    if (i >= added) apart.push_back(in[i - added]);
+  }
+  return linear(
+      place, "repeat",
+      [apart, sums, in](const Tensor& z) { return sums.empty() ? z.reshape(in) : z.reshape(apart).sum(at::IntArrayRef(sums)); },
+      [repeats](const Tensor& z) { return z.repeat(repeats); });
+}
+
+std::unique_ptr<Rule> flip(const Place& place, Ints dims) {
+  const auto turn = [dims](const Tensor& z) { return z.flip(dims); };
+  return linear(place, "flip", turn, turn);
+}
+
+std::unique_ptr<Rule> roll(const Place& place, Ints shifts, Ints dims) {
+  Ints opposite;
+  for (const auto shift : shifts) opposite.push_back(-shift);
+  return linear(
+      place, "roll", [opposite, dims](const Tensor& z) { return z.roll(opposite, dims); },
+      [shifts, dims](const Tensor& z) { return z.roll(shifts, dims); });
+}
+
+std::unique_ptr<Rule> rot90(const Place& place, int64_t k, Ints dims) {
+  return linear(
+      place, "rot90", [k, dims](const Tensor& z) { return z.rot90(-k, dims); },
+      [k, dims](const Tensor& z) { return z.rot90(k, dims); });
+}
+
+std::unique_ptr<Rule> slice(const Place& place, int64_t dim, std::optional<int64_t> start, std::optional<int64_t> end,
+                            int64_t step) {
+  const auto in = place.sizes(0);
+  dim = wrapped(dim, in.size());
+  const int64_t first = std::clamp<int64_t>(wrapped(start.value_or(0), in[dim]), 0, in[dim]);
+  const auto back = [in, dim, first, end, step](const Tensor& z) {
+    if (step == 1) return padded(z, dim, first, in[dim] - first - z.size(dim));
+    return at::slice_backward(z, in, dim, first, end.value_or(INT64_MAX), step);
+  };
+  return linear(place, "slice", back, [dim, first, end, step](const Tensor& z) { return z.slice(dim, first, end, step); });
+}
+
+std::unique_ptr<Rule> select(const Place& place, int64_t dim, int64_t index) {
+  const auto in = place.sizes(0);
+  dim = wrapped(dim, in.size());
+  const auto back = [in, dim, index](const Tensor& z) {
+    return in[dim] == 1 ? z.unsqueeze(dim) : at::select_backward(z, in, dim, index);
+  };
+  return linear(place, "select", back, [dim, index](const Tensor& z) { return z.select(dim, index); });
+}
+
+std::unique_ptr<Rule> diagonal(const Place& place, int64_t offset, int64_t dim1, int64_t dim2) {
+  return linear(
+      place, "diagonal",
+      [in = place.sizes(0), offset, dim1, dim2](const Tensor& z) { return at::diagonal_backward(z, in, offset, dim1, dim2); },
+      [offset, dim1, dim2](const Tensor& z) { return z.diagonal(offset, dim1, dim2); });
+}
+
+std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step) {
+  return linear(
+      place, "unfold",
+      [in = place.sizes(0), dim, size, step](const Tensor& z) { return at::unfold_backward(z, in, dim, size, step); },
+      [dim, size, step](const Tensor& z) {
+        const Tensor windows = z.unfold(dim, size, step);
+        return step < size ? windows.clone() : windows;
+      });
+}
+
+std::unique_ptr<Rule> constant_pad(const Place& place, Ints pad) {
+  const auto back = [pad](Tensor z) {
+    Ints cropped(pad.size());  // what the forward cut off is zero
+    bool any = false;
+    for (size_t i = 0; i < pad.size(); i += 2) {
+      const int64_t dim = z.dim() - 1 - static_cast<int64_t>(i / 2);
+      const int64_t before = std::max<int64_t>(pad[i], 0), after = std::max<int64_t>(pad[i + 1], 0);
+      if (before || after) z = z.narrow(dim, before, z.size(dim) - before - after);
+      cropped[i] = before - pad[i];
+      cropped[i + 1] = after - pad[i + 1];
+      any |= cropped[i] || cropped[i + 1];
+    }
+    return any ? at::constant_pad_nd(z, cropped, 0) : z;
+  };
+  return linear(place, "pad", back, [pad](const Tensor& z) { return at::constant_pad_nd(z, pad, 0); });
+}
+
+std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper) {
+  const auto cut = [diagonal, upper](Tensor z) {
+    if (ours(z)) return upper ? z.triu_(diagonal) : z.tril_(diagonal);
+    return upper ? z.triu(diagonal) : z.tril(diagonal);
+  };
+  return linear(place, "triangle", cut, cut);
+}
+
+std::unique_ptr<Rule> index(const Place& place, std::vector<Tensor> indices) {
+  size_t given = 0, first = 0;
+  for (size_t i = 0; i < indices.size(); ++i)
+    if (indices[i].defined() && !given++) first = i;
+  c10::List<std::optional<Tensor>> list;
+  int64_t kept = 0;
+  const auto add = [&, device = place.node->input_metadata(0).device()](Tensor one) {
+    if (one.defined() && one.device() != device) one = one.to(device);
+    kept += bytes_of({one});
+    list.push_back(std::move(one));
+  };
+  for (auto& one : indices) {
+    if (one.defined() && one.scalar_type() == at::kByte) return nullptr;  // booleans of old, with a warning in each sweep
+    if (!one.defined() || one.scalar_type() != at::kBool) {
+      add(std::move(one));
+      continue;
+    }
+    if (!one.dim()) return nullptr;
+    // Once for all sweeps. Alone, its length is read off the output, without waiting for the device.
+    const auto places = given == 1 ? at::nonzero_static(one, output_sizes(place)[first]) : at::nonzero(one);
+    for (auto& column : places.unbind(1)) add(std::move(column));
+  }
+  return linear(
+      place, "index",
+      [in = place.sizes(0), list](const Tensor& z) {
+        auto into = at::zeros(in, z.options());
+        return at::_index_put_impl_(into, list, z, /*accumulate=*/true, /*unsafe=*/true);
+      },
+      [list](const Tensor& z) { return at::index(z, list); }, kept);
+}
+
+std::unique_ptr<Rule> index_select(const Place& place, int64_t dim, Tensor index) {
+  const auto kept = bytes_of({index});
+  return linear(
+      place, "index_select",
+      [in = place.sizes(0), dim, index](const Tensor& z) { return at::zeros(in, z.options()).index_add_(dim, index, z); },
+      [dim, index](const Tensor& z) { return at::index_select(z, dim, index); }, kept);
+}
+
+std::unique_ptr<Rule> gather(const Place& place, int64_t dim, Tensor index) {
+  const auto kept = bytes_of({index});
+  return linear(
+      place, "gather",
+      [in = place.sizes(0), dim, index](const Tensor& z) { return at::zeros(in, z.options()).scatter_add_(dim, index, z); },
+      [dim, index](const Tensor& z) { return at::gather(z, dim, index); }, kept);
+}
+
+std::unique_ptr<Rule> take(const Place& place, Tensor index) {
+  const auto kept = bytes_of({index});
+  return linear(
+      place, "take",
+      [in = place.sizes(0), index](const Tensor& z) { return at::zeros(in, z.options()).put_(index, z, /*accumulate=*/true); },
+      [index](const Tensor& z) { return at::take(z, index); }, kept);
+}
+
+}  // namespace gpfast
