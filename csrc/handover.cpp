@@ -5,11 +5,12 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/engine.h>
-#include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
+
+#include <unordered_map>
 
 #include "points.h"
 #include "saved.h"
@@ -19,18 +20,24 @@ namespace {
 
 using torch::autograd::impl::gradient_edge;
 
-// Gradients that were asked for with create_graph: whoever differentiates them again is told what to do.
-variable_list last_order(variable_list gradients) {
+struct ThirdDerivative : torch::autograd::Node {
+  explicit ThirdDerivative(edge_list next) : Node(std::move(next)) {}
+  variable_list apply(variable_list&&) override {
+    TORCH_CHECK(false, "gpfast's tape gives the gradients of a penalty, and no derivatives of those. For third derivatives call it",
+                " with engine=\"autograd\".");
+  }
+  std::string name() const override { return "gpfast::ThirdDerivative"; }
+};
+
+// Gradients that were asked for with create_graph. Whoever differentiates them again is told what to do: the error lies on every
+// way from them to a parameter.
+variable_list last_order(const Node& node, variable_list gradients) {
   if (!at::GradMode::is_enabled()) return gradients;
-  const auto error = make_node<torch::autograd::DelayedError>(
-      "gpfast's tape gives the gradients of a penalty, and no derivatives of those. For third derivatives call it with"
-      " engine=\"autograd\".",
-      static_cast<int64_t>(gradients.size()));
-  // The node must be part of the graph of what is differentiated: the error needs an edge to somewhere.
-  for (size_t i = 0; i < gradients.size(); ++i) {
-    if (!gradients[i].defined()) continue;
-    gradients[i] = gradients[i].detach();
-    torch::autograd::impl::set_gradient_edge(gradients[i], {error, static_cast<uint32_t>(i)});
+  const auto error = make_node<ThirdDerivative>(edge_list(node.next_edges()));
+  for (auto& gradient : gradients) {
+    if (!gradient.defined()) continue;
+    gradient = gradient.detach();
+    torch::autograd::create_gradient_edge(gradient, error);
   }
   return gradients;
 }
@@ -83,7 +90,7 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
     if (!task_should_compute_output(i)) found[i] = at::Tensor();
     else if (!found[i].defined()) found[i] = edge.function->input_metadata(edge.input_nr).zeros_like();
   }
-  return last_order(std::move(found));
+  return last_order(*this, std::move(found));
 }
 
 void InputGradientBackward::release_variables() {}
@@ -107,7 +114,22 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
     }
   }
   given = !keep;
-  return last_order(std::move(out));
+  return last_order(*this, std::move(out));
+}
+
+void PenaltyBackward::add(const edge_list& edges, variable_list more) {
+  at::AutoDispatchBelowADInplaceOrView below;
+  std::unordered_map<Edge, size_t> places;
+  for (size_t i = 0; i < gradients.size(); ++i) places.emplace(next_edge(i), i);
+  for (size_t i = 0; i < more.size(); ++i) {
+    const auto found = places.find(edges[i]);
+    if (found != places.end()) {
+      accumulate(gradients[found->second], std::move(more[i]));
+    } else {
+      add_next_edge(edges[i]);
+      gradients.push_back(std::move(more[i]));
+    }
+  }
 }
 
 void PenaltyBackward::release_variables() {
@@ -160,18 +182,25 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
   return {std::move(gradients), std::move(again), ""};
 }
 
-// weight * value, with the parameters' gradients computed at once, from the seeds d(value)/d(gradients).
-at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gradients, std::vector<at::Tensor> seeds, double weight) {
+// weight * value, with the parameters' gradients computed at once, from the seeds d(value)/d(gradients). onto: the result of an
+// earlier part of the batch, to which value and gradients are added, and which is used up.
+at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gradients, const std::vector<at::Tensor>& seeds,
+                     double weight, const std::optional<at::Tensor>& onto) {
   auto& node = node_of(gradients[0]);
   at::AutoGradMode off(false);
   auto result = weight == 1 ? value.detach() : value.mul(weight);
+  if (onto) result = result.add_(onto->detach());
   if (node.tape.edges().empty()) return result;
   variable_list v;
-  for (auto& seed : seeds) v.push_back(weight == 1 ? std::move(seed) : ours(seed) ? seed.mul_(weight) : seed.mul(weight));
-  seeds.clear();
+  for (const auto& seed : seeds) v.push_back(weight == 1 ? seed : seed.mul(weight));
   auto found = node.tape.finish(std::move(v), variable_list(node.tape.plan().roots.size()), /*keep=*/false);
-  const auto next = make_node<PenaltyBackward>(node.tape.edges(), std::move(found));
-  torch::autograd::create_gradient_edge(result, next);
+  auto* earlier = onto && onto->grad_fn() ? dynamic_cast<PenaltyBackward*>(onto->grad_fn().get()) : nullptr;
+  if (earlier) {
+    earlier->add(node.tape.edges(), std::move(found));
+    torch::autograd::impl::set_gradient_edge(result, {onto->grad_fn(), 0});
+  } else {
+    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(node.tape.edges(), std::move(found)));
+  }
   return result;
 }
 
@@ -194,7 +223,7 @@ std::vector<std::string> describe(const at::Tensor& gradient) {
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("input_gradient(Tensor scores, Tensor[] targets, bool release, bool derivatives, bool through_scores)"
         " -> (Tensor[] gradients, Tensor scores, str refused)");
-  m.def("hand_over(Tensor value, Tensor[] gradients, Tensor[] seeds, float weight) -> Tensor");
+  m.def("hand_over(Tensor value, Tensor[] gradients, Tensor[] seeds, float weight, Tensor? onto) -> Tensor");
   m.def("describe(Tensor gradient) -> str[]", &describe);
   m.def("set_rules_enabled(bool enabled) -> ()", &set_rules_enabled);
 }

@@ -21,6 +21,8 @@ struct PenaltyBackward : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   std::string name() const override { return "gpfast::PenaltyBackward"; }
+  // The gradients of another part of the batch, before anything depends on this node.
+  void add(const edge_list& edges, variable_list more);
 
   variable_list gradients;  // one an edge, undefined for zero
   bool given = false;

@@ -25,7 +25,7 @@ def warn_of_batch_statistics(critic: Callable) -> None:
     """Warns, once a module, where `critic` is or holds a module that normalises by the batch."""
     if torch.compiler.is_compiling():
         return
-    for module in [critic] if isinstance(critic, nn.Module) else _modules_of(critic):
+    for module in modules_of(critic):
         if module not in _norms:
             _norms[module] = [weakref.ref(m) for m in module.modules() if isinstance(m, _BatchNorm)]
         for ref in _norms[module]:
@@ -41,11 +41,13 @@ def warn_of_batch_statistics(critic: Callable) -> None:
                 )
 
 
-def _modules_of(critic: Callable) -> list[nn.Module]:
-    """The modules that a method, a partial or a function plainly uses: its owner, its closure, the names it reads."""
+def modules_of(critic: Callable) -> list[nn.Module]:
+    """A module itself; those that a method, partial or function plainly uses: its owner, closure, names it reads."""
+    if isinstance(critic, nn.Module):
+        return [critic]
     if isinstance(critic, functools.partial):
         held = [critic.func, *critic.args, *critic.keywords.values()]
-        return [m for m in held if isinstance(m, nn.Module)] + _modules_of(critic.func)
+        return [m for m in held if isinstance(m, nn.Module)] + modules_of(critic.func)
     function = getattr(critic, "__func__", critic)
     code = getattr(function, "__code__", None)
     if code is None:

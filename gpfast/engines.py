@@ -26,17 +26,20 @@ def differentiated(
     targets: dict[str, Target],
     mask: Structure | None,
     options: Options,
-    weight: float | Tensor,
+    weight: float,
     *,
     release: bool,
+    onto: Tensor | None = None,
+    whole: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(penalty, norms) of the gradient of all `scores` at `targets`, which have names for errors.
 
-    release: the graph of `scores` was made here and nobody else differentiates it.
+    release: the graph of `scores` was made here and nobody else differentiates it. whole, onto: as in `tape.penalty`.
     """
     derivatives = torch.is_grad_enabled()
     if takes_tape(options.engine):
-        return tape.penalty(scores, targets, mask, options, weight, derivatives=derivatives, release=release)
+        form = {"derivatives": derivatives, "release": release, "onto": onto, "whole": whole}
+        return tape.penalty(scores, targets, mask, options, weight, **form)
     value, norms = autograd.penalty(
         scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
     )

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from gpfast import reference
+from gpfast import reference, tape
 from gpfast.batch_statistics import warn_of_batch_statistics
 from gpfast.checks import (
     check_alpha,
@@ -21,8 +21,9 @@ from gpfast.checks import (
     check_weight,
     checked_score,
 )
+from gpfast.chunks import Watch, check_chunks, check_independent, cut
 from gpfast.engines import differentiated
-from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
+from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
 from gpfast.options import ENGINES, Options, checked
 from gpfast.points import draw, rooted
 from gpfast.stats import GradientStats
@@ -49,6 +50,7 @@ def gradient_penalty(
     kwargs: Mapping[str, Any] | None = None,
     reduction: str = "mean",
     engine: str = "auto",
+    chunks: int = 1,
     retain_graph: bool = False,
     return_stats: bool = False,
 ) -> Tensor | tuple[Tensor, GradientStats]:
@@ -82,14 +84,22 @@ def gradient_penalty(
                 name, or a callable. A map of scores is summed.
     reduction   "mean" | "sum" | "none", over the norms; "none" has the shape of the norms: (B,), the map for other
                 norm_dims, 0-dim for "batch".
-    engine      "auto" (today "autograd"), "autograd": PyTorch's double backward between fused ends, "reference": the
-                eager lines.
+    engine      "tape": four sweeps over autograd's graph; "autograd": PyTorch's double backward between fused ends;
+                "reference": the eager lines; "auto": the tape where the extension is built, else "autograd".
+    chunks      The batch goes through the critic in so many parts, one after the other, at a part of the memory (tape
+                only): exact where the critic treats samples independently, which is tried once on two samples. Tensors
+                in `args` and `kwargs` whose first dimension is the batch are cut too. Random layers draw for each
+                part: exact in distribution.
+    retain_graph  The tape frees what the critic's graph saved; True keeps it, for other losses on tensors that left the
+                critic (`self.aux`).
     return_stats  Also return `GradientStats(mean, min, max, norms)`, detached, without waiting for the device.
 
     Returns a 0-dim tensor (or the shape of the norms), float32 at least: norm, eps and penalty are never computed in
     half precision. Gradients reach the critic's parameters, and `real`, `fake`, `alpha` and `weight` where they
     require grad; the points' `.grad` is never filled. Under `torch.no_grad()` only the value is computed.
-    Differentiable to any order that the critic is.
+    The tape computes the parameters' gradients with the value and hands them over in backward: a parameter that takes
+    part and whose gradient is zero for certain receives zeros, and a third derivative is an error; engine="autograd" is
+    differentiable to any order that the critic is.
 
     Raises TypeError, ValueError or RuntimeError, naming the argument, for input that cannot be meant. Warns once of a
     critic with batch normalisation in training mode. A critic that autograd differentiates only once (a raw kernel in
@@ -100,6 +110,7 @@ def gradient_penalty(
         center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
     )
     _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options)
+    check_chunks(chunks, critic, options, tape.absence)
     if options.norm_dims != "batch":
         warn_of_batch_statistics(critic)
     like, name = (fake, "fake") if at == "fake" else (real, "real")
@@ -124,21 +135,75 @@ def gradient_penalty(
             return_stats=return_stats,
         )
     points = draw(real, fake, at, alpha, generator)
-    ours = at in ("interpolates", "dragan")
-    with torch.enable_grad():
-        points, targets = zip(*(rooted(x, ours) for x in points), strict=True)
-        try:
-            result = call_critic(critic, like, points, args, kwargs)
-        except RuntimeError as error:
-            if ours or "Root is a view" not in str(error):
-                raise
-            raise RuntimeError(
-                f"the critic writes to its input, or a view of it, in place, and with at={at!r} that is your `{name}`;"
-                f" pass {name}.clone(), or make the critic's first operation not in-place."
-            ) from error
-        scores = checked_score(result, output)
-    named = dict(zip(named_tensors(like, "the interpolates" if at == "interpolates" else name), targets, strict=True))
-    penalty, norms = differentiated(scores, named, mask, options, weight, release=not retain_graph)
+    factor = 1.0 if isinstance(weight, Tensor) else float(weight)
+    call = _Call(critic, like, name, output, options, retain_graph)
+    if chunks == 1:
+        penalty, norms = call.penalty(points, mask, args, kwargs, factor)
+    else:
+        penalty, norms = _in_parts(call, points, mask, args, kwargs, factor, chunks)
+    return _finished(penalty, norms, weight, return_stats)
+
+
+class _Call(NamedTuple):
+    """What stays the same from one part of a batch to the next."""
+
+    critic: Callable
+    like: Structure
+    name: str
+    output: Callable | int | str | None
+    options: Options
+    retain_graph: bool
+
+    def penalty(
+        self,
+        points: list[Tensor],
+        mask: Structure | None,
+        args: tuple,
+        kwargs: Mapping | None,
+        weight: float,
+        onto: Tensor | None = None,
+        whole: bool = True,
+    ) -> tuple[Tensor, Tensor]:
+        """(weight * penalty, norms) at `points`."""
+        at = self.options.at
+        ours = at in ("interpolates", "dragan")
+        with torch.enable_grad():
+            points, targets = zip(*[rooted(x, ours) for x in points], strict=True)
+            try:
+                result = call_critic(self.critic, self.like, points, args, kwargs)
+            except RuntimeError as error:
+                if ours or "Root is a view" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"the critic writes to its input, or a view of it, in place, and with at={at!r} that is your"
+                    f" `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not in-place."
+                ) from error
+            scores = checked_score(result, self.output)
+        del result, points
+        called = "the interpolates" if at == "interpolates" else self.name
+        named = dict(zip(named_tensors(self.like, called), targets, strict=True))
+        release = not self.retain_graph
+        return differentiated(scores, named, mask, self.options, weight, release=release, onto=onto, whole=whole)
+
+
+def _in_parts(call: _Call, points, mask, args, kwargs, weight: float, chunks: int) -> tuple[Tensor, Tensor]:
+    """As `call.penalty`, the batch cut into `chunks` parts: the gradients of a part are added to those before it."""
+    parts = list(cut(points, mask, args, kwargs, chunks))
+    if len(parts) > 1:
+        check_independent(call.critic, call.like, points, args, kwargs, lambda r: pick_score(r, call.output))
+    watch, total, norms = Watch(call.critic), None, []
+    for part in parts:
+        share = part.share if call.options.reduction == "mean" else 1.0
+        total, n = call.penalty(
+            part.points, part.mask, part.args, part.kwargs, weight * share, onto=total, whole=len(parts) == 1
+        )
+        norms.append(n)
+        watch.check()
+    return total, torch.cat(norms)
+
+
+def _finished(penalty: Tensor, norms: Tensor, weight: float | Tensor, return_stats: bool):
+    penalty = weight * penalty if isinstance(weight, Tensor) else penalty
     return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
@@ -191,8 +256,9 @@ def gradient_penalty_from(
             reduction=reduction,
             return_stats=return_stats,
         )
-    penalty, norms = differentiated(outputs, tensors, mask, options, weight, release=False)
-    return (penalty, GradientStats.of(norms)) if return_stats else penalty
+    factor = 1.0 if isinstance(weight, Tensor) else float(weight)
+    penalty, norms = differentiated(outputs, tensors, mask, options, factor, release=False)
+    return _finished(penalty, norms, weight, return_stats)
 
 
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:

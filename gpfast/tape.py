@@ -31,19 +31,26 @@ def penalty(
     targets: dict[str, Target],
     mask: Structure | None,
     options: Options,
-    weight: float | Tensor,
+    weight: float,
     *,
     derivatives: bool,
     release: bool,
+    onto: Tensor | None = None,
+    whole: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(penalty, norms): with `derivatives`, the parameters' gradients are computed with the value, and handed over.
 
     `release` lets go of what the graph of `scores` saved, as the sweeps pass it. A graph that the sweeps cannot read
     (backward hooks) is differentiated by autograd, as it is, and that is said once.
+    whole: false for a part of a batch; `onto` is the result of the parts before it, and is used up.
     """
     gradients, _, refused = torch.ops.gpfast.input_gradient.default(
         scores, list(targets.values()), release, derivatives, False
     )
+    if refused and not whole:
+        raise RuntimeError(
+            f"`chunks` needs the tape, which cannot differentiate this critic's graph ({refused}); leave `chunks` out."
+        )
     if refused:
         say_refused(refused)
         value, norms = autograd.penalty(
@@ -51,15 +58,11 @@ def penalty(
         )
         return weight * value, norms
     autograd.check_used(targets, gradients)
-    if not derivatives:
+    if not derivatives or options.reduction == "none":  # with incoming weights, which belong in the seed
         value, norms = penalty_of(gradients, mask, options)
-        return weight * value, norms
-    if options.reduction == "none":  # the incoming weights belong in the seed: the last two sweeps wait for them
-        value, norms = penalty_of(gradients, mask, options)
-        return weight * value, norms
-    factor, weight = (weight, 1.0) if isinstance(weight, Tensor) else (1.0, float(weight))
+        return weight * value + (0 if onto is None else onto), norms
     value, norms, seeds = _with_seeds(gradients, mask, options)
-    return factor * torch.ops.gpfast.hand_over.default(value, gradients, seeds, weight), norms
+    return torch.ops.gpfast.hand_over.default(value, gradients, seeds, weight, onto), norms
 
 
 def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor, list]:

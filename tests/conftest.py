@@ -63,7 +63,7 @@ def generator():
     return torch.Generator().manual_seed(20170331)
 
 
-@pytest.fixture(params=["reference", "autograd", "auto"])
+@pytest.fixture(params=["reference", "autograd", "auto", "tape"])
 def engine(request):
     assert request.param in gpfast.penalty.ENGINES
     return request.param

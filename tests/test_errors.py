@@ -216,7 +216,7 @@ CASES = {
     "engine": (
         lambda: call(engine="cuda"),
         ValueError,
-        ["`engine` must be one of 'auto', 'autograd', 'reference'", "'cuda'"],
+        ["`engine` must be one of 'auto', 'tape', 'autograd', 'reference'", "'cuda'"],
     ),
     "unhashable word": (lambda: call(at=["real"]), ValueError, ["`at` must be one of"]),
     "center": (lambda: call(center=float("inf")), ValueError, ["`center` must be a finite number", "inf"]),
