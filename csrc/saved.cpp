@@ -5,6 +5,7 @@
 #include <typeindex>
 #include <unordered_map>
 
+#include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/shape.h"
 
@@ -39,9 +40,57 @@ void on(Table& table, F) {
   table.emplace(typeid(T), [](Node& node, const Place& place) -> Made { return F{}(static_cast<T&>(node), place); });
 }
 
-// Linear maps: nodes/linear.h, nodes/matmul.h, nodes/attention.h
+// Linear maps, and with them attention: nodes/matmul.h
 
-void linear_maps(Table& table) {}
+// Real and strided wherever something is to be computed: complex and sparse products run alone.
+bool plain(const Node& node, const Place& place) {
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    if (!place.live(i) && !place.wanted(i)) continue;
+    const auto& edge = node.next_edge(i);
+    if (edge.function->input_metadata(edge.input_nr).layout() != at::kStrided || at::isComplexType(place.dtype(i))) return false;
+  }
+  return true;
+}
+
+Made product_of(Node& node, const Place& place, const SavedVariable& left, const SavedVariable& right, Product product) {
+  if (!plain(node, place)) return nullptr;
+  product.left.value = input(left);
+  product.right.value = input(right);
+  const auto sparse = [](const at::Tensor& value) { return value.defined() && value.layout() != at::kStrided; };
+  if (sparse(product.left.value) || sparse(product.right.value)) return nullptr;
+  return matmul(place, std::move(product));
+}
+
+void linear_maps(Table& table) {
+  on<MmBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.self_, node.mat2_, {{.input = 0}, {.input = 1}});
+  });
+  on<BmmBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.self_, node.mat2_, {{.input = 0}, {.input = 1}});
+  });
+  on<AddmmBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.mat1_, node.mat2_, {{.input = 1}, {.input = 2}, 0, node.alpha, node.beta});
+  });
+  on<BaddbmmBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.batch1_, node.batch2_, {{.input = 1}, {.input = 2}, 0, node.alpha, node.beta});
+  });
+  on<MvBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.self_, node.vec_, {{.input = 0}, {.input = 1, .vector = 1}});
+  });
+  on<AddmvBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.mat_, node.vec_, {{.input = 1}, {.input = 2, .vector = 1}, 0, node.alpha, node.beta});
+  });
+  on<DotBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.self_, node.tensor_, {{.input = 0, .vector = 0}, {.input = 1, .vector = 1}});
+  });
+  on<VdotBackward0>(table, [](auto& node, const Place& place) {
+    return product_of(node, place, node.self_, node.other_, {{.input = 0, .vector = 0}, {.input = 1, .vector = 1}});
+  });
+  on<AddrBackward0>(table, [](auto& node, const Place& place) {
+    Product product{{.input = 1, .vector = 1}, {.input = 2, .vector = 0}, 0, node.alpha, node.beta};
+    return product_of(node, place, node.vec1_, node.vec2_, std::move(product));
+  });
+}
 
 // Convolutions: nodes/convolution.h
 
