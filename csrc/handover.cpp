@@ -1,7 +1,10 @@
 #include "handover.h"
 
+#include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/empty.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/engine.h>
@@ -152,22 +155,37 @@ InputGradientBackward& node_of(const at::Tensor& gradient) {
   return *node;
 }
 
+// A tape after its adjoint sweep from the sum of all `scores`; none where the graph must be differentiated by autograd, of which
+// nothing has been touched then.
+struct Differentiated {
+  std::optional<Tape> tape;
+  variable_list gradients;  // at the targets, undefined where there is none
+  std::string refused;
+};
+
+Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool bent) {
+  auto plan = read_graph({gradient_edge(scores)}, targets, derivatives);
+  if (!plan.refused.empty()) return {{}, {}, plan.refused};
+  at::AutoGradMode off(false);
+  Differentiated d;
+  d.tape.emplace(std::move(plan), release);
+  d.gradients = d.tape->adjoint({at::ones_like(scores)}, bent);
+  return d;
+}
+
 using Gradients = std::tuple<std::vector<at::Tensor>, at::Tensor, std::string>;
 
-// The gradient of all `scores` at the points, with InputGradientBackward behind it. Where the graph must be differentiated by
-// autograd, nothing has been touched, and the reason comes last. release: the graph is nobody else's. derivatives: those of the
-// gradient will be asked for. through_scores: also those of the scores that are returned, which replace the given ones.
+// The gradient of all `scores` at the points, with InputGradientBackward behind it; the reason comes last where there is none.
+// release: the graph is nobody else's. derivatives: those of the gradient will be asked for. through_scores: also those of the
+// scores that are returned, which replace the given ones.
 Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>& targets, bool release, bool derivatives,
                          bool through_scores) {
   edge_list edges;
   for (const auto& target : targets) edges.push_back(point_edge(target));
-  auto plan = read_graph({gradient_edge(scores)}, edges, derivatives);
-  if (!plan.refused.empty()) return {{}, scores, plan.refused};
+  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, through_scores);
+  if (!tape || !derivatives) return {std::move(gradients), scores, refused};
   at::AutoGradMode off(false);
-  Tape tape(std::move(plan), release);
-  auto gradients = tape.adjoint({at::ones_like(scores)}, through_scores);
-  if (!derivatives) return {std::move(gradients), scores, ""};
-  const auto node = make_node<InputGradientBackward>(std::move(tape), gradients.size());
+  const auto node = make_node<InputGradientBackward>(std::move(*tape), gradients.size());
   for (auto& gradient : gradients) {
     if (!gradient.defined()) {
       node->add_input_metadata(torch::autograd::Node::undefined_input());
@@ -182,26 +200,56 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
   return {std::move(gradients), std::move(again), ""};
 }
 
-// weight * value, with the parameters' gradients computed at once, from the seeds d(value)/d(gradients). onto: the result of an
-// earlier part of the batch, to which value and gradients are added, and which is used up.
-at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gradients, const std::vector<at::Tensor>& seeds,
-                     double weight, const std::optional<at::Tensor>& onto) {
-  auto& node = node_of(gradients[0]);
+// weight * value, with the parameters' gradients computed at once, from the seeds d(weight * value)/d(gradients). onto: the result
+// of an earlier part of the batch, to which value and gradients are added, and which is used up.
+at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds, double weight, const std::optional<at::Tensor>& onto) {
   at::AutoGradMode off(false);
   auto result = weight == 1 ? value.detach() : value.mul(weight);
   if (onto) result = result.add_(onto->detach());
-  if (node.tape.edges().empty()) return result;
-  variable_list v;
-  for (const auto& seed : seeds) v.push_back(weight == 1 ? seed : seed.mul(weight));
-  auto found = node.tape.finish(std::move(v), variable_list(node.tape.plan().roots.size()), /*keep=*/false);
+  if (tape.edges().empty()) return result;
+  auto found = tape.finish(std::move(seeds), variable_list(tape.plan().roots.size()), /*keep=*/false);
   auto* earlier = onto && onto->grad_fn() ? dynamic_cast<PenaltyBackward*>(onto->grad_fn().get()) : nullptr;
   if (earlier) {
-    earlier->add(node.tape.edges(), std::move(found));
+    earlier->add(tape.edges(), std::move(found));
     torch::autograd::impl::set_gradient_edge(result, {onto->grad_fn(), 0});
   } else {
-    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(node.tape.edges(), std::move(found)));
+    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(tape.edges(), std::move(found)));
   }
   return result;
+}
+
+at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gradients, const std::vector<at::Tensor>& seeds,
+                     double weight, const std::optional<at::Tensor>& onto) {
+  at::AutoGradMode off(false);
+  variable_list v;
+  for (const auto& seed : seeds) v.push_back(weight == 1 ? seed : seed.mul(weight));
+  return handed_over(value, node_of(gradients[0]).tape, std::move(v), weight, onto);
+}
+
+using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, double, bool, double, c10::string_view, bool);
+
+// input_gradient, the penalty of its norms a sample, and hand_over in one call: the usual case, one input and no mask. The norms
+// are empty where the scores do not depend on the point.
+std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores, const at::Tensor& target, double center,
+                                                        bool one_sided, double eps, c10::string_view reduction, double weight,
+                                                        bool release, bool derivatives, const std::optional<at::Tensor>& onto) {
+  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*bent=*/false);
+  if (!tape) return {at::empty({0}), at::empty({0}), refused};
+  if (!gradients[0].defined()) return {at::empty({0}), at::empty({0}), ""};
+  at::AutoGradMode off(false);
+  at::Tensor value, norms, seed;
+  {
+    at::AutoDispatchBelowADInplaceOrView below;
+    c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
+    static const auto norm = c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::gradient_norm", "").typed<Norm>();
+    auto g = std::move(gradients[0]);
+    if (!ours(g) && !g.is_non_overlapping_and_dense()) g = g.contiguous();
+    if (g.dim() > 1 && g.size(0) > 1 && g.stride(0) * g.size(0) != g.numel()) g = g.contiguous();
+    std::tie(value, norms, seed) = norm.call(g, 1, center, one_sided, eps, reduction, derivatives);
+    g.reset();
+    if (derivatives && weight != 1) seed.mul_(weight);
+  }
+  return {handed_over(value, *tape, {std::move(seed)}, weight, onto), norms, ""};
 }
 
 // One line a node, from the scores down: its name, its rule, whether it bends, whether second adjoints reach it, bytes it holds.
@@ -224,12 +272,15 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("input_gradient(Tensor scores, Tensor[] targets, bool release, bool derivatives, bool through_scores)"
         " -> (Tensor[] gradients, Tensor scores, str refused)");
   m.def("hand_over(Tensor value, Tensor[] gradients, Tensor[] seeds, float weight, Tensor? onto) -> Tensor");
+  m.def("penalty(Tensor scores, Tensor target, float center, bool one_sided, float eps, str reduction, float weight, bool release,"
+        " bool derivatives, Tensor? onto) -> (Tensor penalty, Tensor norms, str refused)");
   m.def("describe(Tensor gradient) -> str[]", &describe);
   m.def("set_rules_enabled(bool enabled) -> ()", &set_rules_enabled);
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeImplicitAutograd, m) {
   m.impl("input_gradient", &input_gradient);
   m.impl("hand_over", &hand_over);
+  m.impl("penalty", &penalty);
 }
 
 }  // namespace gpfast

@@ -25,7 +25,7 @@ from gpfast.chunks import Watch, check_chunks, check_independent, cut
 from gpfast.engines import differentiated
 from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
 from gpfast.options import ENGINES, Options, checked
-from gpfast.points import draw, rooted
+from gpfast.points import Target, draw, plain_start, rooted
 from gpfast.stats import GradientStats
 
 __all__ = ["ENGINES", "GradientPenalty", "dragan", "gradient_penalty", "gradient_penalty_from", "r1", "r2", "wgan_lp"]
@@ -109,11 +109,21 @@ def gradient_penalty(
     options = checked(
         center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
     )
-    _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options)
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good; use"
+            " torch.no_grad()."
+        )
+    check_arguments(critic, args, kwargs, output)
     check_chunks(chunks, critic, options, tape.absence)
+    like, name = (fake, "fake") if at == "fake" else (real, "real")
+    start = None
+    if chunks == 1 and engine != "reference" and mask is None and norm_dims is None and type(weight) is float:
+        start = plain_start(real, fake, at, alpha, generator)
+    if start is None:
+        _check_data(real, fake, weight, alpha, generator, mask, options)
     if options.norm_dims != "batch":
         warn_of_batch_statistics(critic)
-    like, name = (fake, "fake") if at == "fake" else (real, "real")
     if engine == "reference":
         return reference.gradient_penalty(
             critic,
@@ -134,13 +144,16 @@ def gradient_penalty(
             reduction=reduction,
             return_stats=return_stats,
         )
-    points = draw(real, fake, at, alpha, generator)
     factor = 1.0 if isinstance(weight, Tensor) else float(weight)
     call = _Call(critic, like, name, output, options, retain_graph)
-    if chunks == 1:
-        penalty, norms = call.penalty(points, mask, args, kwargs, factor)
+    if start is not None:
+        penalty, norms = call.penalty([start], None, args, kwargs, factor)
     else:
-        penalty, norms = _in_parts(call, points, mask, args, kwargs, factor, chunks)
+        points = draw(real, fake, at, alpha, generator)
+        if chunks == 1:
+            penalty, norms = call.penalty(call.rooted(points), mask, args, kwargs, factor)
+        else:
+            penalty, norms = _in_parts(call, points, mask, args, kwargs, factor, chunks)
     return _finished(penalty, norms, weight, return_stats)
 
 
@@ -154,9 +167,16 @@ class _Call(NamedTuple):
     options: Options
     retain_graph: bool
 
+    @property
+    def ours(self) -> bool:
+        return self.options.at in ("interpolates", "dragan")
+
+    def rooted(self, points: list[Tensor]) -> list[tuple[Tensor, Target]]:
+        return [rooted(x, self.ours) for x in points]
+
     def penalty(
         self,
-        points: list[Tensor],
+        starts: list[tuple[Tensor, Target]],
         mask: Structure | None,
         args: tuple,
         kwargs: Mapping | None,
@@ -164,23 +184,24 @@ class _Call(NamedTuple):
         onto: Tensor | None = None,
         whole: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """(weight * penalty, norms) at `points`."""
-        at = self.options.at
-        ours = at in ("interpolates", "dragan")
+        """(weight * penalty, norms) at the rooted points, which are used up."""
+        targets = [target for _, target in starts]
+        points = [point for point, _ in starts]
+        starts.clear()
         with torch.enable_grad():
-            points, targets = zip(*[rooted(x, ours) for x in points], strict=True)
             try:
                 result = call_critic(self.critic, self.like, points, args, kwargs)
             except RuntimeError as error:
-                if ours or "Root is a view" not in str(error):
+                if self.ours or "Root is a view" not in str(error):
                     raise
                 raise RuntimeError(
-                    f"the critic writes to its input, or a view of it, in place, and with at={at!r} that is your"
-                    f" `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not in-place."
+                    f"the critic writes to its input, or a view of it, in place, and with at={self.options.at!r} that"
+                    f" is your `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not"
+                    " in-place."
                 ) from error
             scores = checked_score(result, self.output)
         del result, points
-        called = "the interpolates" if at == "interpolates" else self.name
+        called = "the interpolates" if self.options.at == "interpolates" else self.name
         named = dict(zip(named_tensors(self.like, called), targets, strict=True))
         release = not self.retain_graph
         return differentiated(scores, named, mask, self.options, weight, release=release, onto=onto, whole=whole)
@@ -195,7 +216,13 @@ def _in_parts(call: _Call, points, mask, args, kwargs, weight: float, chunks: in
     for part in parts:
         share = part.share if call.options.reduction == "mean" else 1.0
         total, n = call.penalty(
-            part.points, part.mask, part.args, part.kwargs, weight * share, onto=total, whole=len(parts) == 1
+            call.rooted(part.points),
+            part.mask,
+            part.args,
+            part.kwargs,
+            weight * share,
+            onto=total,
+            whole=len(parts) == 1,
         )
         norms.append(n)
         watch.check()
@@ -352,13 +379,7 @@ class GradientPenalty(nn.Module):
         return ", ".join(f"{k}={v}" for k, v in shown.items())
 
 
-def _check_call(critic, real, fake, weight, alpha, generator, mask, args, kwargs, output, options: Options) -> None:
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good; use"
-            " torch.no_grad()."
-        )
-    check_arguments(critic, args, kwargs, output)
+def _check_data(real, fake, weight, alpha, generator, mask, options: Options) -> None:
     check_points(real, fake, options)
     like, name = (fake, "fake") if options.at == "fake" else (real, "real")
     device = tensors_of(like)[0].device

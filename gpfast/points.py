@@ -41,6 +41,25 @@ def rooted(x: Tensor, ours: bool) -> tuple[Tensor, Target]:
     return point, GradientEdge(point.grad_fn, point.output_nr)
 
 
+def plain_start(
+    real: Structure | None, fake: Structure | None, at: str, alpha, generator: torch.Generator | None
+) -> tuple[Tensor, Target] | None:
+    """(point, target) of the usual call in one step: plain batches that fit together; None where that needs a look."""
+    if alpha is not None or at == "dragan" or not _extension.available or under_transform():
+        return None
+    if generator is not None and not isinstance(generator, torch.Generator):
+        return None
+    if at == "interpolates":
+        if type(real) is not Tensor or type(fake) is not Tensor:
+            return None
+    else:
+        real, fake = (real if at == "real" else fake), None
+        if type(real) is not Tensor:
+            return None
+    point, target = torch.ops.gpfast.plain_start.default(real, fake, generator)
+    return (point, target) if point.ndim and point.shape[0] else None
+
+
 def edge(target: Target) -> Target:
     """What to ask autograd's gradient for."""
     if isinstance(target, GradientEdge) or target.grad_fn is None or target.grad_fn.name() != "gpfast::Root":

@@ -12,7 +12,6 @@ from gpfast import _extension, autograd
 from gpfast.backend import under_transform
 from gpfast.gradient_norm import penalty_of
 from gpfast.inputs import Structure
-from gpfast.layout import dense_rows, kept_first
 from gpfast.options import Options
 from gpfast.points import Target
 
@@ -44,19 +43,30 @@ def penalty(
     (backward hooks) is differentiated by autograd, as it is, and that is said once.
     whole: false for a part of a batch; `onto` is the result of the parts before it, and is used up.
     """
-    gradients, _, refused = torch.ops.gpfast.input_gradient.default(
-        scores, list(targets.values()), release, derivatives, False
-    )
-    if refused and not whole:
-        raise RuntimeError(
-            f"`chunks` needs the tape, which cannot differentiate this critic's graph ({refused}); leave `chunks` out."
+    usual = mask is None and len(targets) == 1 and options.norm_dims is None and options.reduction != "none"
+    if usual:
+        result, norms, refused = torch.ops.gpfast.penalty.default(
+            scores,
+            *targets.values(),
+            options.center,
+            options.one_sided,
+            options.eps,
+            options.reduction,
+            weight,
+            release,
+            derivatives,
+            onto,
+        )
+        if norms.ndim and not norms.numel() and not refused:
+            autograd.check_used(targets, [None])
+    else:
+        gradients, _, refused = torch.ops.gpfast.input_gradient.default(
+            scores, list(targets.values()), release, derivatives, False
         )
     if refused:
-        say_refused(refused)
-        value, norms = autograd.penalty(
-            scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
-        )
-        return weight * value, norms
+        return _refused(refused, scores, targets, mask, options, weight, derivatives, release, whole)
+    if usual:
+        return result, norms
     autograd.check_used(targets, gradients)
     if not derivatives or options.reduction == "none":  # with incoming weights, which belong in the seed
         value, norms = penalty_of(gradients, mask, options)
@@ -65,22 +75,20 @@ def penalty(
     return torch.ops.gpfast.hand_over.default(value, gradients, seeds, weight, onto), norms
 
 
+def _refused(reason, scores, targets, mask, options, weight, derivatives, release, whole) -> tuple[Tensor, Tensor]:
+    if not whole:
+        raise RuntimeError(
+            f"`chunks` needs the tape, which cannot differentiate this critic's graph ({reason}); leave `chunks` out."
+        )
+    say_refused(reason)
+    value, norms = autograd.penalty(
+        scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
+    )
+    return weight * value, norms
+
+
 def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor, list]:
-    """(value, norms, d(value)/d(gradients)): in one go for the usual case of one input and no mask."""
-    if len(gradients) == 1 and mask is None:
-        rows, keep = kept_first(gradients[0], options.norm_dims)
-        if rows is gradients[0]:
-            with torch._C._AutoDispatchBelowAutograd():
-                value, norms, seed = torch.ops.gpfast.gradient_norm.default(
-                    dense_rows(rows, keep),
-                    keep,
-                    options.center,
-                    options.one_sided,
-                    options.eps,
-                    options.reduction,
-                    True,
-                )
-            return value, norms, [seed]
+    """(value, norms, d(value)/d(gradients))."""
     leaves = [g.detach().requires_grad_() for g in gradients]
     with torch.enable_grad():
         value, norms = penalty_of(leaves, mask, options)
