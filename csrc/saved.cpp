@@ -7,6 +7,8 @@
 
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
+#include "nodes/pool.h"
+#include "nodes/resample.h"
 #include "nodes/shape.h"
 
 namespace gpfast {
@@ -247,7 +249,146 @@ void shapes(Table& table) {
 
 // Pooling and resampling: nodes/pool.h, nodes/resample.h
 
-void pools(Table& table) {}
+// The last `dimensions` of a node's result.
+Ints plane_of(const Node& node, size_t dimensions) {
+  const auto& shape = node.input_metadata(0).shape_as_dim_vector();
+  Ints plane;
+  for (size_t i = shape.size() - dimensions; i < shape.size(); ++i) plane.push_back(integer(shape[i]));
+  return plane;
+}
+
+template <size_t spatial, typename T>
+Made average_pool_of(T& node, const Place& place) {
+  AveragePool pool{node.kernel_size, node.stride, node.padding, node.ceil_mode, node.count_include_pad, node.divisor_override};
+  return average_pool(place, input(node.self_), spatial, pool);
+}
+
+template <size_t spatial, typename T>
+Made max_pool_of(T& node, const Place& place) {
+  return max_pool(place, input(node.self_), result(node.result1_, node), spatial,
+                  {node.kernel_size, node.stride, node.padding, node.dilation, node.ceil_mode});
+}
+
+template <typename T>
+void fractional(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return fractional_max_pool(place, input(node.self_), result(node.result1_, node), node.kernel_size, node.output_size);
+  });
+}
+
+void average_and_max_pools(Table& table) {
+  on<AvgPool2DBackward0>(table, [](auto& node, const Place& place) -> Made { return average_pool_of<2>(node, place); });
+  on<AvgPool3DBackward0>(table, [](auto& node, const Place& place) -> Made { return average_pool_of<3>(node, place); });
+  on<AdaptiveAvgPool2DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return adaptive_average_pool(place, input(node.self_), plane_of(node, 2));
+  });
+  on<AdaptiveAvgPool3DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return adaptive_average_pool(place, input(node.self_), plane_of(node, 3));
+  });
+  on<MaxPool2DWithIndicesBackward0>(table, [](auto& node, const Place& place) -> Made { return max_pool_of<2>(node, place); });
+  on<MaxPool3DWithIndicesBackward0>(table, [](auto& node, const Place& place) -> Made { return max_pool_of<3>(node, place); });
+  on<AdaptiveMaxPool2DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return adaptive_max_pool(place, input(node.self_), result(node.result1_, node), 2);
+  });
+  on<AdaptiveMaxPool3DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return adaptive_max_pool(place, input(node.self_), result(node.result1_, node), 3);
+  });
+  fractional<FractionalMaxPool2DBackward0>(table);
+  fractional<FractionalMaxPool3DBackward0>(table);
+}
+
+// The generated nodes of one filter, in one, two and three dimensions.
+template <Filter filter, typename One, typename Two, typename Three>
+void nearest_filters(Table& table) {
+  on<One>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, filter, {integers(node.output_size), {node.scales}});
+  });
+  on<Two>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, filter, {integers(node.output_size), {node.scales_h, node.scales_w}});
+  });
+  on<Three>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, filter, {integers(node.output_size), {node.scales_d, node.scales_h, node.scales_w}});
+  });
+}
+
+template <Filter filter, typename T>
+void plane_filter(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, filter, {integers(node.output_size), {node.scales_h, node.scales_w}, node.align_corners});
+  });
+}
+
+template <typename T>
+void reflection(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return reflection_pad(place, input(node.self_), integers(node.padding));
+  });
+}
+
+template <typename T>
+void replication(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return replication_pad(place, input(node.self_), integers(node.padding));
+  });
+}
+
+template <typename T>
+void grid_sampler(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return grid_sample(place, input(node.input_), input(node.grid_),
+                       {node.interpolation_mode, node.padding_mode, node.align_corners});
+  });
+}
+
+void resampling(Table& table) {
+  nearest_filters<Filter::kNearest, UpsampleNearest1DBackward0, UpsampleNearest2DBackward0, UpsampleNearest3DBackward0>(table);
+  nearest_filters<Filter::kNearestExact, UpsampleNearestExact1DBackward0, UpsampleNearestExact2DBackward0,
+                  UpsampleNearestExact3DBackward0>(table);
+  on<UpsampleLinear1DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, Filter::kLinear, {integers(node.output_size), {node.scales}, node.align_corners});
+  });
+  on<UpsampleTrilinear3DBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return upsample(place, Filter::kLinear,
+                    {integers(node.output_size), {node.scales_d, node.scales_h, node.scales_w}, node.align_corners});
+  });
+  plane_filter<Filter::kLinear, UpsampleBilinear2DBackward0>(table);
+  plane_filter<Filter::kCubic, UpsampleBicubic2DBackward0>(table);
+  plane_filter<Filter::kLinearAntialias, UpsampleBilinear2DAaBackward0>(table);
+  plane_filter<Filter::kCubicAntialias, UpsampleBicubic2DAaBackward0>(table);
+  grid_sampler<GridSampler2DBackward0>(table);
+  grid_sampler<GridSampler3DBackward0>(table);
+}
+
+void rearranging(Table& table) {
+  on<PixelShuffleBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return pixel_shuffle(place, node.upscale_factor);
+  });
+  on<PixelUnshuffleBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return pixel_unshuffle(place, node.downscale_factor);
+  });
+  on<ChannelShuffleBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return channel_shuffle(place, integer(node.groups));
+  });
+  reflection<ReflectionPad1DBackward0>(table);
+  reflection<ReflectionPad2DBackward0>(table);
+  reflection<ReflectionPad3DBackward0>(table);
+  replication<ReplicationPad1DBackward0>(table);
+  replication<ReplicationPad2DBackward0>(table);
+  replication<ReplicationPad3DBackward0>(table);
+  on<Im2ColBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return unfold_windows(place, {integer(node.self_sym_argsize_minus_2), integer(node.self_sym_argsize_minus_1)},
+                          {node.kernel_size, node.dilation, node.padding, node.stride});
+  });
+  on<Col2ImBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return fold_windows(place, plane_of(node, 2), {node.kernel_size, node.dilation, node.padding, node.stride});
+  });
+}
+
+void pools(Table& table) {
+  average_and_max_pools(table);
+  resampling(table);
+  rearranging(table);
+}
 
 const Table& table() {
   static const Table made = [] {
