@@ -5,6 +5,7 @@
 #include <typeindex>
 #include <unordered_map>
 
+#include "nodes/convolution.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/pool.h"
@@ -96,7 +97,17 @@ void linear_maps(Table& table) {
 
 // Convolutions: nodes/convolution.h
 
-void convolutions(Table& table) {}
+template <typename T>
+Made convolution_of(T& node, const Place& place) {
+  ConvolutionOptions options{integers(node.stride), integers(node.padding), integers(node.dilation),
+                             integers(node.output_padding), node.transposed, integer(node.groups)};
+  return convolution(place, input(node.input_), input(node.weight_), std::move(options));
+}
+
+void convolutions(Table& table) {
+  on<ConvolutionBackward0>(table, [](auto& node, const Place& place) { return convolution_of(node, place); });
+  on<ConvolutionBackward1>(table, [](auto& node, const Place& place) { return convolution_of(node, place); });  // of traced code
+}
 
 // Activations: nodes/activation.h, nodes/softmax.h, nodes/dropout.h
 

@@ -1,0 +1,176 @@
+// Convolutions: y = w * h + c, with h live. The adjoint is the data gradient, the tangent the convolution without its bias.
+//   g_w = weight gradient of (a, t) + of (b, h)        g_c = sum b
+#include "nodes/convolution.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/as_strided.h>
+#include <ATen/ops/convolution.h>
+#include <ATen/ops/convolution_backward.h>
+
+#include <array>
+#include <tuple>
+#include <utility>
+
+namespace gpfast {
+namespace {
+
+using at::Tensor;
+using Ints = std::vector<int64_t>;
+
+enum class Layout { as_it_comes, contiguous, channels_last };
+
+// oneDNN computes in channels_last, or in blocks, and reorders what comes otherwise before and after every call. Values that are
+// channels_last already are spared that (up to half of a call), but then the weight is reordered slowly, in every call: it pays
+// where the values are a few times the weight, and costs a fifth where they are smaller. Elsewhere (CUDA, float64, the slow
+// kernels) the layout is left alone.
+Layout layout_for(const Tensor& weight, int64_t elements_of_input, int64_t elements_of_output) {
+  const auto dtype = weight.scalar_type();
+  const bool onednn = weight.is_cpu() && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
+  if (!onednn || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
+  const auto format = weight.suggest_memory_format();
+  if (format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d) return Layout::channels_last;
+  return elements_of_input + elements_of_output >= 4 * weight.numel() ? Layout::channels_last : Layout::contiguous;
+}
+
+// With strides that say so, too: of one channel, or of one pixel, contiguous values are channels_last in memory already, and
+// PyTorch takes them for contiguous.
+Tensor channels_last(const Tensor& z) {
+  const auto format = z.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+  Tensor out = z.contiguous(format);
+  if (out.suggest_memory_format() == format) return out;
+  Sizes strides(z.dim());
+  int64_t step = z.size(1);
+  for (int64_t d = z.dim() - 1; d >= 2; --d) {
+    strides[d] = step;
+    step *= z.size(d);
+  }
+  strides[0] = step;
+  strides[1] = 1;
+  return at::as_strided(out, out.sizes(), strides);
+}
+
+class Convolution final : public Rule {
+ public:
+  Convolution(Place place, Tensor input, Tensor weight, ConvolutionOptions options)
+      : Rule(std::move(place)), input_(std::move(input)), weight_(std::move(weight)), options_(std::move(options)) {
+    sizes_.assign(input_.sizes().begin(), input_.sizes().end());
+  }
+
+  const char* name() const override { return "convolution"; }
+
+  Values adjoint(Values values) override {
+    layout_ = layout_for(weight_, input_.numel(), values[0].numel());
+    if (layout_ == Layout::channels_last && weight_.dim() == 3) add_height();
+    Tensor a = arranged(std::move(values[0]));
+    // The input that autograd kept decides the layout of a data gradient; as a convolution, the adjoint alone does.
+    Tensor down = layout_ == Layout::channels_last ? data_gradient(a) : std::get<0>(backward(a, input_, {true, false, false}));
+    if (!place.bent || !place.wanted(1)) input_ = Tensor();
+    if (place.wanted(1)) adjoint_ = std::move(a);
+    return {plain(std::move(down)), Tensor(), Tensor()};
+  }
+
+  Values tangent(Values values) override {
+    Tensor t = std::move(values[0]);
+    if (!t.defined()) return Values(1);
+    t = arranged(std::move(t));
+    if (place.wanted(1)) gradient_ = std::get<1>(backward(take(adjoint_), t, {false, true, false}));
+    if (!place.tangent) return Values(1);
+    const auto& o = options_;
+    return {plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups))};
+  }
+
+  Values second(Values values) override {
+    Tensor below, bias, gradient = std::move(gradient_);
+    if (values[0].defined()) {
+      const Tensor b = arranged(std::move(values[0]));
+      // oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
+      const bool apart = b.is_cpu() || !place.wanted(1);
+      if (place.wanted(1)) {
+        Tensor more;
+        const Tensor h = arranged(take(input_));
+        std::tie(below, more, bias) = backward(b, h, {place.wanted(0), true, place.wanted(2) && !apart});
+        accumulate(gradient, std::move(more));
+      } else if (place.wanted(0)) {
+        below = data_gradient(b);
+      }
+      if (place.wanted(2) && apart) bias = sum_of(b);
+    }
+    return {plain(std::move(below)), as_the_weight(plain(std::move(gradient))), std::move(bias)};
+  }
+
+  int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_}); }
+
+ private:
+  // One dimension as two, of height 1: only four dimensions have channels_last.
+  void add_height() {
+    flat_ = true;
+    weight_ = weight_.unsqueeze(2);
+    sizes_.insert(sizes_.begin() + 2, 1);
+    for (auto* values : {&options_.stride, &options_.dilation}) values->insert(values->begin(), 1);
+    for (auto* values : {&options_.padding, &options_.output_padding}) values->insert(values->begin(), 0);
+  }
+  Tensor plain(Tensor z) const { return flat_ && z.defined() ? z.squeeze(2) : z; }
+
+  Tensor arranged(Tensor z) const {
+    if (flat_) z = z.unsqueeze(2);
+    if (layout_ == Layout::as_it_comes) return z;
+    return layout_ == Layout::contiguous ? z.contiguous() : channels_last(z);
+  }
+
+  // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.
+  Tensor as_the_weight(Tensor gradient) const {
+    const Tensor weight = plain(weight_);
+    if (!gradient.defined() || (gradient.is_contiguous() && weight.is_contiguous())) return gradient;
+    return in_layout_of(gradient, weight);
+  }
+
+  // The convolution the other way. What the stride cut off at the end is its output padding.
+  Tensor data_gradient(const Tensor& z) const {
+    const auto& o = options_;
+    Ints cut(o.stride.size(), 0);
+    for (size_t d = 0; !o.transposed && d < cut.size(); ++d)
+      cut[d] = (sizes_[d + 2] + 2 * o.padding[d] - o.dilation[d] * (weight_.size(d + 2) - 1) - 1) % o.stride[d];
+    return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut, o.groups);
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& z, const Tensor& h, std::array<bool, 3> mask) const {
+    const auto& o = options_;
+    const int64_t channels = o.transposed ? weight_.size(1) * o.groups : weight_.size(0);
+    return at::convolution_backward(z, h, weight_, at::IntArrayRef(channels), o.stride, o.padding, o.dilation, o.transposed,
+                                    o.output_padding, o.groups, mask);
+  }
+
+  static Tensor sum_of(const Tensor& b) {
+    Sizes dimensions{0};
+    for (int64_t d = 2; d < b.dim(); ++d) dimensions.push_back(d);
+    return b.sum(dimensions);
+  }
+
+  Tensor input_, weight_;
+  Tensor adjoint_;   // until the tangent comes
+  Tensor gradient_;  // of the weight, as far as (a, t) give it
+  ConvolutionOptions options_;
+  Sizes sizes_;  // of the input
+  Layout layout_ = Layout::as_it_comes;
+  bool flat_ = false;
+};
+
+bool plain_and_real(const Tensor& z) { return z.layout() == at::kStrided && z.is_floating_point(); }
+
+}  // namespace
+
+std::unique_ptr<Rule> convolution(const Place& place, Tensor input, Tensor weight, ConvolutionOptions options) {
+  const int64_t spatial = weight.dim() - 2;
+  if (!place.only(0b001) || spatial < 1 || spatial > 3 || input.dim() != weight.dim()) return nullptr;
+  if (!plain_and_real(input) || !plain_and_real(weight) || input.scalar_type() != weight.scalar_type()) return nullptr;
+  for (auto* values : {&options.stride, &options.padding, &options.dilation, &options.output_padding}) {
+    if (values->size() == 1) values->resize(spatial, values->front());
+    if (static_cast<int64_t>(values->size()) != spatial) return nullptr;
+  }
+  // Beyond the stride, which a dilation allows, output padding makes the data gradient longer than the input.
+  for (int64_t d = 0; d < spatial; ++d)
+    if (options.output_padding[d] >= options.stride[d]) return nullptr;
+  return std::make_unique<Convolution>(place, std::move(input), std::move(weight), std::move(options));
+}
+
+}  // namespace gpfast

@@ -1,0 +1,215 @@
+"""Convolutions in the tape: every kind, what is frozen, what has no rule, and the layouts of low precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tape_checks import agree, agree_low, autograd_gradients, penalty_loss, tape_gradients
+from torch import nn
+from torch.nn.utils import parametrizations
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+KINDS = pytest.mark.parametrize("kinds", [CONVOLUTIONS, TRANSPOSED], ids=["straight", "transposed"])
+DIMS = pytest.mark.parametrize("dims", [1, 2, 3])
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "stride": {"stride": 2, "padding": 1},
+    "stride leaves a rest": {"stride": 3},
+    "dilation": {"dilation": 2, "padding": 2},
+    "groups": {"groups": 2, "stride": 2},
+    "depthwise": {"groups": 4, "padding": 1},
+}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def points(*sizes):
+    return torch.randn(sizes, dtype=torch.float64)
+
+
+def bent(*layers):
+    """The layers with a curved activation between them, in float64."""
+    return nn.Sequential(*[part for layer in layers for part in (layer, nn.SiLU())][:-1]).double()
+
+
+def check(critic, x, *, rule="convolution", alone=None):
+    return agree(critic, x, list(critic.parameters()), rule=rule, alone=alone)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@KINDS
+@DIMS
+def test_alone_in_the_critic(dims, kinds, options):
+    check(bent(kinds[dims](4, 8, 3, **options)), points(2, 4, *[7, 6, 5][:dims]))
+
+
+@KINDS
+@DIMS
+def test_between_bends(dims, kinds):
+    straight = CONVOLUTIONS[dims]
+    options = {"output_padding": 1} if kinds is TRANSPOSED else {}
+    middle = kinds[dims](4, 6, 3, stride=2, padding=1, groups=2, **options)
+    critic = bent(straight(1, 4, 3, padding=1), middle, straight(6, 1, 3, padding=1))
+    done = check(critic, points(2, 1, *[6, 5, 4][:dims]))
+    assert any(bent for _, rule, _, bent in done if rule == "convolution")
+
+
+@pytest.mark.parametrize("sizes", [(1, 4, 6, 5), (4, 6, 5)], ids=["batch of 1", "no batch"])
+def test_small_batches(sizes):
+    check(bent(nn.Conv2d(4, 3, 3), nn.Conv2d(3, 1, 2)), points(*sizes))
+
+
+@pytest.mark.parametrize("kernel", [1, 5], ids=["of a pixel", "of the image"])
+def test_kernels(kernel):
+    check(bent(nn.Conv2d(3, 4, kernel), nn.Conv2d(4, 2, 1)), points(2, 3, 5, 5))
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
+def test_named_padding(padding):
+    check(bent(nn.Conv2d(3, 4, 4, padding=padding)), points(2, 3, 6, 5))
+
+
+@pytest.mark.parametrize("mode", ["reflect", "circular", "replicate"])
+def test_padding_modes(mode):
+    check(bent(nn.Conv2d(3, 4, 3, padding=1, padding_mode=mode)), points(2, 3, 6, 5))
+
+
+def test_one_number_for_every_dimension():
+    weight = points(4, 3, 3, 3).requires_grad_()
+    options = ([2], [1], [1], False, [0], 1)
+    agree(lambda x: torch.convolution(x, weight, None, *options), points(2, 3, 6, 6), [weight], rule="convolution")
+
+
+def test_layouts():
+    critic, x = bent(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), points(2, 3, 8, 7)
+    check(critic, x.contiguous(memory_format=torch.channels_last))
+    check(critic.to(memory_format=torch.channels_last), x)
+    mixed = bent(nn.Conv2d(3, 4, 3))
+    parameters = list(mixed.parameters())
+    agree(lambda x: mixed(x.flip(0).mT).transpose(1, 3)[:, ::2], x, parameters, rule="convolution")
+
+
+@pytest.mark.parametrize("frozen", [["weight"], ["bias"], ["weight", "bias"]], ids="+".join)
+@KINDS
+def test_frozen(kinds, frozen):
+    critic = bent(nn.Conv2d(3, 4, 3), kinds[2](4, 5, 3, stride=2, padding=1), nn.Conv2d(5, 2, 1))
+    for name in frozen:
+        getattr(critic[2], name).requires_grad_(False)
+    check(critic, points(2, 3, 7, 6))
+
+
+def test_the_weight_is_an_expression():
+    critic = bent(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+    parametrizations.weight_norm(critic[0])
+    parametrizations.spectral_norm(critic[2]).eval()
+    check(critic, points(2, 3, 7, 6))
+
+
+def test_the_weight_is_shared():
+    twice = nn.Conv2d(4, 4, 3, padding=1)
+    check(bent(twice, twice), points(2, 4, 5, 5))
+
+
+def test_only_a_part_is_used():
+    critic = bent(nn.Conv2d(4, 6, 3))
+    parameters = list(critic.parameters())
+    agree(lambda x: critic(x.split(2)[0]).chunk(3, 1)[1], points(4, 4, 5, 5), parameters, rule="convolution")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_traced():
+    critic, x = bent(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 3)), points(2, 3, 6, 5)
+    done = agree(torch.jit.trace(critic, x), x, list(critic.parameters()), rule="convolution")
+    assert "ConvolutionBackward1" in [node for node, *_ in done]
+
+
+def test_a_live_weight_has_no_rule():
+    x, constant, weight = points(2, 3, 5, 5), points(2, 4, 6, 6), points(3, 3, 2, 2).requires_grad_()
+    alone = "ConvolutionBackward0"
+    agree(lambda x: F.conv2d(constant, x[:, :, :4, :4].reshape(2, 4, -1, 3)[:, :, :2]), points(2, 3, 8, 8), alone=alone)
+    agree(lambda x: F.conv2d(x, weight * x[:1, :, :2, :2]), x, [weight], alone=alone)
+    agree(lambda x: F.conv2d(x, weight, x.mean((0, 2, 3))), x, [weight], alone=alone)
+
+
+def test_output_padding_beyond_the_stride_has_no_rule():
+    critic = bent(nn.ConvTranspose2d(3, 4, 3, dilation=3, output_padding=2, stride=2))
+    check(critic, points(2, 3, 4, 5), rule=None, alone="ConvolutionBackward0")
+
+
+def test_a_weight_that_was_written_to_is_refused():
+    critic = bent(nn.Conv2d(3, 4, 3))
+
+    def function(x):
+        y = critic(x)
+        with torch.no_grad():
+            critic[0].weight.mul_(2)
+        return y
+
+    for engine in (autograd_gradients, tape_gradients):
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            engine(function, points(2, 3, 5, 5), list(critic.parameters()), penalty_loss)
+
+
+def ambiguous(kinds, dims):
+    """One channel, one pixel, a kernel of one: strides leave the layout open. Then a weight larger than its values."""
+    straight = CONVOLUTIONS[dims]
+    middle = kinds[dims](6, 6, 3, stride=2, padding=1, groups=2)
+    small = [straight(1, 6, 3, padding=1), middle, straight(6, 1, 1), straight(1, 3, 3, padding=1)]
+    return bent(*small, nn.Sequential(nn.Flatten(2), nn.AdaptiveAvgPool1d(4), nn.Conv1d(3, 40, 4)), nn.Conv1d(40, 2, 1))
+
+
+LAYOUTS = {"1d": (1, None), "2d": (2, None), "2d-channels_last": (2, torch.channels_last)}
+LAYOUTS |= {"3d": (3, None), "3d-channels_last": (3, torch.channels_last_3d)}
+
+
+@pytest.mark.parametrize(("dims", "layout"), LAYOUTS.values(), ids=LAYOUTS)
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_low_precision(dtype, kinds, dims, layout):
+    def make(wide):
+        torch.manual_seed(0)
+        critic = ambiguous(kinds, dims)
+        with torch.no_grad():
+            for parameter in critic.parameters():
+                parameter.copy_(parameter.mul_(3).to(dtype))  # tripled, or the gradients are subnormal in float16
+        return critic.to(wide) if layout is None else critic.to(wide, memory_format=layout), list(critic.parameters())
+
+    agree_low(make, points(4, 1, *[8, 7, 6][:dims]), dtype)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@KINDS
+@DIMS
+def test_every_kind_in_channels_last(dims, kinds, options):
+    def make(dtype):
+        torch.manual_seed(0)
+        critic = bent(kinds[dims](4, 8, 3, **options), CONVOLUTIONS[dims](8, 2, 1, bias=False)).float().to(dtype)
+        return critic, list(critic.parameters())
+
+    agree_low(make, points(4, 4, *[15, 8, 5][:dims]), torch.float32, draws=1)
+
+
+@DIMS
+def test_channels_last_within_and_gradients_that_lie_as_their_weights(dims):
+    critic = bent(CONVOLUTIONS[dims](2, 4, 3), CONVOLUTIONS[dims](4, 3, 1), CONVOLUTIONS[dims](3, 3, 3)).float()
+    parameters = list(critic.parameters())
+    _, gradients, _ = tape_gradients(critic, torch.randn(4, 2, *[9, 8, 7][:dims]), parameters, penalty_loss)
+    *ours, at_points = gradients
+    for g, parameter in zip(ours, parameters, strict=True):
+        assert g.is_contiguous() and parameter.is_contiguous()
+    assert at_points.stride(1) == 1
+
+
+def test_frozen_in_channels_last():
+    critic = bent(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 5, 3, stride=2), nn.Conv2d(5, 2, 1, bias=False)).float()
+    critic[2].weight.requires_grad_(False)
+    x, parameters = torch.randn(2, 3, 12, 12), list(critic.parameters())
+    _, ours, _ = tape_gradients(critic, x, parameters, penalty_loss)
+    _, theirs = autograd_gradients(critic, x, parameters, penalty_loss)
+    for mine, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
