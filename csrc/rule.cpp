@@ -38,7 +38,7 @@ at::ScalarType Place::dtype(size_t i) const { return c10::typeMetaToScalarType(m
 
 bool ours(const at::Tensor& tensor) {
   return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1 &&
-         tensor.is_non_overlapping_and_dense();
+         tensor.is_non_overlapping_and_dense() && !tensor._is_zerotensor();
 }
 
 void accumulate(at::Tensor& into, at::Tensor value) {
