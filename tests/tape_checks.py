@@ -21,6 +21,10 @@ def cubic_loss(y, g):
 LOSSES = (penalty_loss, cubic_loss)
 
 
+def gradients_of(value, inputs):
+    return torch.autograd.grad(value, inputs, allow_unused=True) if value.requires_grad else (None,) * len(inputs)
+
+
 def autograd_gradients(function, x, parameters, loss):
     """(value, gradients or None of parameters and x) by PyTorch's double backward, from a fixed random state."""
     torch.manual_seed(3)
@@ -30,7 +34,7 @@ def autograd_gradients(function, x, parameters, loss):
     g = torch.zeros_like(point) if g is None else g
     value = loss(y, g)
     inputs = [p for p in parameters if p.requires_grad] + [point]
-    return value.detach(), torch.autograd.grad(value, inputs, allow_unused=True)
+    return value.detach(), gradients_of(value, inputs)
 
 
 def tape_gradients(function, x, parameters, loss, *, rules=True):
@@ -47,7 +51,7 @@ def tape_gradients(function, x, parameters, loss, *, rules=True):
     try:
         value = gpfast.input_gradient_loss(function, point, watched, engine="tape")
         inputs = [p for p in parameters if p.requires_grad] + [point]
-        gradients = torch.autograd.grad(value, inputs, allow_unused=True)
+        gradients = gradients_of(value, inputs)
     finally:
         torch.ops.gpfast.set_rules_enabled(True)
     lines = [line.split("\t") for line in seen]
