@@ -1,14 +1,18 @@
 #include "saved.h"
 
+#include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
 #include <typeindex>
 #include <unordered_map>
 
+#include "nodes/arithmetic.h"
 #include "nodes/convolution.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/pool.h"
+#include "nodes/product.h"
+#include "nodes/reduce.h"
 #include "nodes/resample.h"
 #include "nodes/shape.h"
 
@@ -117,9 +121,177 @@ void activations(Table& table) {}
 
 void normalizations(Table& table) {}
 
-// Arithmetic and reductions: nodes/arithmetic.h, nodes/reduce.h
+// Arithmetic and reductions: nodes/arithmetic.h, nodes/product.h, nodes/reduce.h
 
-void arithmetic_and_reductions(Table& table) {}
+bool asked(const Place& place, size_t i) { return place.live(i) || place.wanted(i); }
+
+// Besides, the result is real and strided, and all is on one device.
+bool local(const Node& node, const Place& place) {
+  const auto& out = node.input_metadata(0);
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    if (!asked(place, i)) continue;
+    const auto& edge = node.next_edge(i);
+    if (edge.function->input_metadata(edge.input_nr).device() != out.device()) return false;
+  }
+  return plain(node, place) && out.layout() == at::kStrided && !at::isComplexType(c10::typeMetaToScalarType(out.dtype()));
+}
+
+template <typename T, typename F>
+void on_local(Table& table, F) {
+  on<T>(table, [](auto& node, const Place& place) -> Made { return local(node, place) ? F{}(node, place) : nullptr; });
+}
+
+// What the node reads for the gradients of these inputs.
+at::Tensor read_for(std::initializer_list<size_t> inputs, const SavedVariable& saved, const Place& place) {
+  for (size_t i : inputs)
+    if (asked(place, i)) return input(saved);
+  return at::Tensor();
+}
+
+template <typename T>
+Made quotient_of(T& node, const Place& place) {
+  auto self = read_for({1}, node.self_, place);
+  return quotient(place, std::move(self), read_for({0, 1}, node.other_, place));
+}
+
+void linear_arithmetic(Table& table) {
+  const auto pass = [](auto&, const Place& place) -> Made { return combination(place, "pass", {1}); };
+  on_local<AliasBackward0>(table, pass);
+  on_local<CloneBackward0>(table, pass);
+  on_local<ToCopyBackward0>(table, pass);
+  on_local<torch::autograd::CopyBackwards>(
+      table, [](auto&, const Place& place) -> Made { return combination(place, "copy", {0, 1}); });
+  on_local<AddBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "add", {1, node.alpha.toDouble()});
+  });
+  on_local<AddBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "add", {1}); });
+  on_local<SubBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "sub", {1, -node.alpha.toDouble()});
+  });
+  on_local<SubBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "sub", {1}); });
+  on_local<RsubBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "sub", {-node.alpha.toDouble(), 1});
+  });
+  on_local<RsubBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "sub", {-node.alpha.toDouble()});
+  });
+  on_local<NegBackward0>(table, [](auto&, const Place& place) -> Made { return combination(place, "scale", {-1}); });
+  on_local<MulBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "scale", {node.other.toDouble()});
+  });
+  on_local<DivBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "scale", {1 / node.other.toDouble()});
+  });
+  on_local<LerpBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return combination(place, "lerp", {1 - node.weight.toDouble(), node.weight.toDouble()});
+  });
+}
+
+void products(Table& table) {
+  on_local<MulBackward0>(table, [](auto& node, const Place& place) -> Made {
+    auto self = read_for({1}, node.self_, place);
+    auto other = read_for({0}, node.other_, place);
+    if (place.only(0b11) && node.next_edge(0) == node.next_edge(1)) return square(place, std::move(self));
+    return product(place, std::move(self), std::move(other));
+  });
+  on_local<DivBackward0>(table, [](auto& node, const Place& place) -> Made { return quotient_of(node, place); });
+  on_local<DivBackward2>(table, [](auto& node, const Place& place) -> Made {
+    return node.rounding_mode ? nullptr : quotient_of(node, place);
+  });
+}
+
+void selections(Table& table) {
+  on_local<WhereBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return selection(place, "where", input(node.condition_).to(at::kBool), 0, 1);
+  });
+  on_local<MaskedFillBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return selection(place, "masked_fill", input(node.mask_).to(at::kBool), 1, 0);
+  });
+  on_local<MaskedFillBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return selection(place, "masked_fill", input(node.mask_).to(at::kBool), 1, 0);
+  });
+  on_local<MaximumBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return larger(place, input(node.self_), input(node.other_));
+  });
+  on_local<MinimumBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return smaller(place, input(node.self_), input(node.other_));
+  });
+}
+
+void linear_reductions(Table& table) {
+  on_local<SumBackward0>(table, [](auto&, const Place& place) -> Made { return sum(place, {}); });
+  on_local<SumBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return sum(place, {node.dim.list.value_or(Ints()), node.keepdim});
+  });
+  on_local<MeanBackward0>(table, [](auto&, const Place& place) -> Made { return mean(place, {}); });
+  on_local<MeanBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return mean(place, {node.dim.list.value_or(Ints()), node.keepdim});
+  });
+  const auto by_value = [](auto& node, const Place& place) -> Made {
+    return extreme(place, input(node.self_), result(node.result_, node), {node.dim, node.keepdim});
+  };
+  on_local<AmaxBackward0>(table, by_value);
+  on_local<AminBackward0>(table, by_value);
+  const auto of_all = [](auto& node, const Place& place) -> Made {
+    return extreme(place, input(node.self_), result(node.result_, node), {});
+  };
+  on_local<MaxBackward1>(table, of_all);
+  on_local<MinBackward1>(table, of_all);
+  const auto by_index = [](auto& node, const Place& place) -> Made {
+    return picked(place, result(node.indices_, node), node.dim, node.keepdim);
+  };
+  on_local<MaxBackward0>(table, by_index);
+  on_local<MinBackward0>(table, by_index);
+}
+
+template <typename T>
+Reduced over(T& node) {
+  return {node.dim.list.value_or(Ints()), node.keepdim};
+}
+// dims that are given and empty mean all dimensions to the operation, and none to its derivative: such a one runs alone.
+template <typename T>
+bool ambiguous(const T& node) {
+  return node.dim.list && node.dim.list->empty();
+}
+double correction(const std::optional<at::Scalar>& value) { return value ? value->toDouble() : 1; }
+bool euclidean(const std::optional<at::Scalar>& p) { return !p || (!p->isComplex() && p->toDouble() == 2); }
+
+// The node computes in the dtype of its output where that is asked for: such a one runs alone.
+template <typename T>
+Made norm_of(T& node, const Place& place, const std::optional<at::Scalar>& p, Reduced over) {
+  if (!euclidean(p) || c10::typeMetaToScalarType(node.input_metadata(0).dtype()) != place.dtype(0)) return nullptr;
+  return norm(place, input(node.self_), result(node.result_, node), std::move(over));
+}
+
+void curved_reductions(Table& table) {
+  on_local<VarBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (ambiguous(node)) return nullptr;
+    return variance(place, input(node.self_), over(node), correction(node.correction));
+  });
+  on_local<VarMeanBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (ambiguous(node)) return nullptr;
+    return variance(place, input(node.self_), over(node), correction(node.correction));
+  });
+  on_local<StdBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (ambiguous(node)) return nullptr;
+    return deviation(place, input(node.self_), result(node.result_, node), over(node), correction(node.correction));
+  });
+  on_local<StdMeanBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (ambiguous(node)) return nullptr;
+    return deviation(place, input(node.self_), result(node.result0_, node), over(node), correction(node.correction));
+  });
+  on_local<LinalgVectorNormBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return norm_of(node, place, node.ord, over(node));
+  });
+  on_local<NormBackward0>(table, [](auto& node, const Place& place) -> Made { return norm_of(node, place, node.p, {}); });
+  on_local<NormBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return norm_of(node, place, node.p, {node.dim, node.keepdim});
+  });
+}
+
+void arithmetic_and_reductions(Table& table) {
+  for (auto* add : {&linear_arithmetic, &products, &selections, &linear_reductions, &curved_reductions}) add(table);
+}
 
 // Shapes: nodes/shape.h, nodes/merge.h
 

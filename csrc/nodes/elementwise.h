@@ -1,0 +1,34 @@
+#pragma once
+// What the rules of elementwise arithmetic share.
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/div.h>
+
+#include "nodes/values.h"
+
+namespace gpfast {
+
+// An output of one place for each entry, which inputs are broadcast and cast to.
+class Elementwise : public Rule {
+ protected:
+  using Rule::Rule;
+
+  void see(const at::Tensor& output) {
+    sizes_ = Sizes(output.sizes().begin(), output.sizes().end());
+    dtype_ = output.scalar_type();
+  }
+  // May be overwritten by a value of the output.
+  bool fits(const at::Tensor& z) const { return z.scalar_type() == dtype_ && z.sizes() == at::IntArrayRef(sizes_) && ours(z); }
+  at::Tensor times(at::Tensor z, const at::Tensor& w) const { return fits(z) ? z.mul_(w) : at::mul(z, w); }
+  at::Tensor over(at::Tensor z, const at::Tensor& w) const { return fits(z) ? z.div_(w) : at::div(z, w); }
+  // z + value * u * w.
+  at::Tensor plus(at::Tensor z, const at::Tensor& u, const at::Tensor& w, double value = 1) const {
+    return fits(z) ? z.addcmul_(u, w, value) : at::addcmul(z, u, w, value);
+  }
+  at::Tensor to_input(at::Tensor z, size_t i) const { return reduced_to(std::move(z), place.sizes(i), place.dtype(i)); }
+  at::Tensor to_output(at::Tensor z) const { return expanded(cast(std::move(z), dtype_), sizes_); }
+
+  Sizes sizes_;
+  at::ScalarType dtype_ = at::kFloat;
+};
+
+}  // namespace gpfast

@@ -1,0 +1,206 @@
+// Rules for products and quotients.
+#include "nodes/product.h"
+
+#include "nodes/elementwise.h"
+
+namespace gpfast {
+namespace {
+
+using at::Tensor;
+
+class Product final : public Elementwise {
+ public:
+  Product(Place place, Tensor u, Tensor w) : Elementwise(std::move(place)) {
+    others_[0] = std::move(w);
+    others_[1] = std::move(u);
+  }
+
+  const char* name() const override { return "product"; }
+  bool bends() const override { return place.live(0) && place.live(1); }
+  Values adjoint(Values a) override {
+    Tensor z = std::move(a[0]);
+    see(z);
+    if (mixed(0) || mixed(1)) a_ = z;
+    Values out(2);
+    if (place.live(0)) out[0] = to_input(times(place.live(1) ? z : std::move(z), others_[0]), 0);
+    if (place.live(1)) out[1] = to_input(times(std::move(z), others_[1]), 1);
+    for (size_t i : {0, 1})
+      if (!(place.live(i) && place.tangent)) forget(i);
+    return out;
+  }
+  Values tangent(Values t) override {
+    Values out(place.outputs);
+    for (size_t i : {0, 1})
+      if (mixed(i)) t_[1 - i] = t[1 - i];
+    Tensor sum;
+    for (size_t i : {0, 1}) {
+      if (!place.tangent || !place.live(i) || !t[i].defined()) continue;
+      Tensor z = std::move(t[i]);
+      sum = sum.defined() ? plus(std::move(sum), z, others_[i]) : times(std::move(z), others_[i]);
+    }
+    if (sum.defined()) out[0] = to_output(std::move(sum));
+    for (size_t i : {0, 1})
+      if (!keep) forget(i);
+    t = Values();
+    if (!place.bent) parts_ = finish(Tensor());
+    return out;
+  }
+  Values second(Values b) override { return place.bent ? finish(std::move(b[0])) : std::move(parts_); }
+  int64_t kept() const override {
+    int64_t bytes = bytes_of({a_, t_[0], t_[1], others_[0], others_[1]});
+    for (const auto& part : parts_) bytes += bytes_of({part});
+    return bytes;
+  }
+
+ private:
+  // Whether a and the other's tangent meet in what input i gets.
+  bool mixed(size_t i) const { return place.wanted(i) && place.live(1 - i); }
+  void forget(size_t i) {
+    if (!(place.bent && place.wanted(i))) others_[i] = Tensor();
+  }
+  Values finish(Tensor b) {
+    Values out(2);
+    Tensor a = take(a_);
+    for (size_t i : {0, 1}) {
+      if (!place.wanted(i)) continue;
+      const bool last = i == 1 || !place.wanted(1);
+      Tensor t = std::move(t_[1 - i]), sum;
+      if (b.defined()) sum = times(last ? std::move(b) : b, others_[i]);
+      if (t.defined()) sum = sum.defined() ? plus(std::move(sum), a, t) : times(last ? std::move(a) : a, t);
+      if (!keep) others_[i] = Tensor();
+      if (sum.defined()) out[i] = to_input(std::move(sum), i);
+    }
+    return out;
+  }
+
+  Tensor others_[2];  // what each input is multiplied with
+  Tensor a_, t_[2];
+  Values parts_;
+};
+
+class Square final : public Elementwise {
+ public:
+  Square(Place place, Tensor x) : Elementwise(std::move(place)), x_(std::move(x)) {}
+
+  const char* name() const override { return "square"; }
+  bool bends() const override { return true; }
+  Values adjoint(Values a) override {
+    Tensor z = std::move(a[0]);
+    see(z);
+    if (wanted()) a_ = z;
+    Values out(2);
+    out[0] = scaled(times(std::move(z), x_), 2);
+    if (!place.tangent) forget();
+    return out;
+  }
+  Values tangent(Values t) override {
+    Values out(place.outputs);
+    Tensor z = std::move(t[0]);
+    t = Values();
+    if (z.defined() && wanted()) t_ = z;
+    if (z.defined() && place.tangent) out[0] = scaled(times(std::move(z), x_), 2);
+    if (!keep) forget();
+    z = Tensor();
+    if (!place.bent) part_ = finish(Tensor());
+    return out;
+  }
+  Values second(Values b) override {
+    Values out(2);
+    out[0] = place.bent ? finish(std::move(b[0])) : std::move(part_);
+    return out;
+  }
+  int64_t kept() const override { return bytes_of({x_, a_, t_, part_}); }
+
+ private:
+  bool wanted() const { return place.wanted(0) || place.wanted(1); }
+  void forget() {
+    if (!(place.bent && wanted())) x_ = Tensor();
+  }
+  Tensor finish(Tensor b) {
+    Tensor a = take(a_), t = std::move(t_), sum;
+    if (b.defined()) sum = times(std::move(b), x_);
+    if (t.defined()) sum = sum.defined() ? plus(std::move(sum), a, t) : times(std::move(a), t);
+    if (!keep) x_ = Tensor();
+    return sum.defined() ? scaled(std::move(sum), 2) : sum;
+  }
+
+  Tensor x_, a_, t_, part_;
+};
+
+// With s = t_w / w and t_y = (t_u - u s) / w: b_u = (b - a s) / w, b_w = -(u b_u + a t_y) / w.
+class Quotient final : public Elementwise {
+ public:
+  Quotient(Place place, Tensor u, Tensor w) : Elementwise(std::move(place)), u_(std::move(u)), w_(std::move(w)) {}
+
+  const char* name() const override { return "quotient"; }
+  bool bends() const override { return place.live(1); }
+  Values adjoint(Values a) override {
+    Tensor z = std::move(a[0]);
+    see(z);
+    if (place.wanted(1) || (place.wanted(0) && place.live(1))) a_ = z;
+    Values out(2);
+    z = over(std::move(z), w_);
+    if (place.live(0)) out[0] = to_input(place.live(1) ? z : std::move(z), 0);
+    if (place.live(1)) out[1] = to_divisor(times(std::move(z), u_));
+    if (!place.live(1) && !(place.bent && place.wanted(1))) u_ = Tensor();
+    return out;
+  }
+  Values tangent(Values t) override {
+    Values out(place.outputs);
+    Tensor sum = std::move(t[0]);
+    if (place.live(1) && t[1].defined()) {
+      s_ = over(std::move(t[1]), w_);
+      sum = sum.defined() ? plus(std::move(sum), u_, s_, -1) : at::mul(u_, s_).neg_();
+    }
+    if (sum.defined() && (place.tangent || place.wanted(1))) sum = to_output(over(std::move(sum), w_));
+    if (place.wanted(1)) t_ = sum;
+    if (!(place.wanted(1) || place.wanted(0))) s_ = Tensor();
+    if (place.tangent) out[0] = std::move(sum);
+    sum = Tensor();
+    if (!place.bent) parts_ = finish(Tensor());
+    return out;
+  }
+  Values second(Values b) override { return place.bent ? finish(std::move(b[0])) : std::move(parts_); }
+  int64_t kept() const override {
+    int64_t bytes = bytes_of({u_, w_, a_, s_, t_});
+    for (const auto& part : parts_) bytes += bytes_of({part});
+    return bytes;
+  }
+
+ private:
+  // The sum of -z / w over what one entry of w is broadcast to.
+  Tensor to_divisor(Tensor z) const {
+    z = reduced_to(std::move(z), w_.sizes(), dtype_);
+    return cast((ours(z) ? z.div_(w_) : at::div(z, w_)).neg_(), place.dtype(1));
+  }
+  Values finish(Tensor b) {
+    Values out(2);
+    Tensor a = take(a_), s = std::move(s_), t = std::move(t_);
+    if (s.defined() && a.defined()) b = b.defined() ? plus(std::move(b), a, s, -1) : at::mul(a, s).neg_();
+    s = Tensor();
+    if (b.defined()) b = over(std::move(b), w_);
+    if (place.wanted(0) && b.defined()) out[0] = to_input(place.wanted(1) ? b : std::move(b), 0);
+    if (place.wanted(1)) {
+      if (b.defined()) b = times(std::move(b), u_);
+      if (t.defined()) b = b.defined() ? plus(std::move(b), a, t) : times(std::move(a), t);
+      if (b.defined()) out[1] = to_divisor(std::move(b));
+    }
+    if (!keep) u_ = w_ = Tensor();
+    return out;
+  }
+
+  Tensor u_, w_, a_, s_, t_;
+  Values parts_;
+};
+
+}  // namespace
+
+std::unique_ptr<Rule> product(Place place, Tensor u, Tensor w) {
+  return std::make_unique<Product>(std::move(place), std::move(u), std::move(w));
+}
+std::unique_ptr<Rule> square(Place place, Tensor x) { return std::make_unique<Square>(std::move(place), std::move(x)); }
+std::unique_ptr<Rule> quotient(Place place, Tensor u, Tensor w) {
+  return std::make_unique<Quotient>(std::move(place), std::move(u), std::move(w));
+}
+
+}  // namespace gpfast
