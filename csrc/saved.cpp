@@ -10,6 +10,7 @@
 #include "nodes/convolution.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
+#include "nodes/normalize.h"
 #include "nodes/pool.h"
 #include "nodes/product.h"
 #include "nodes/reduce.h"
@@ -119,7 +120,49 @@ void activations(Table& table) {}
 
 // Normalisation: nodes/normalize.h
 
-void normalizations(Table& table) {}
+template <typename T>
+Made training_batch_norm(T& node, const Place& place) {
+  return batch_norm(place, {input(node.input_), result(node.result1_, node), result(node.result2_, node), input(node.weight_)});
+}
+
+template <typename T>
+Made any_batch_norm(T& node, const Place& place, bool training, double eps) {
+  auto mean = input(node.running_mean_), variance = input(node.running_var_);
+  if (training) return training_batch_norm(node, place);
+  return frozen_batch_norm(place, input(node.input_), std::move(mean), std::move(variance), input(node.weight_), eps);
+}
+
+void normalizations(Table& table) {
+  on<NativeLayerNormBackward0>(table, [](auto& node, const Place& place) -> Made {
+    SavedNorm saved{input(node.input_), result(node.result1_, node), result(node.result2_, node), input(node.weight_)};
+    input(node.bias_);
+    return layer_norm(place, std::move(saved), static_cast<int64_t>(node.normalized_shape.size()));
+  });
+  on<FusedRmsNormBackward0>(table, [](auto& node, const Place& place) -> Made {
+    SavedNorm saved{input(node.input_), at::Tensor(), result(node.result1_, node), input(node.weight_)};
+    return layer_norm(place, std::move(saved), static_cast<int64_t>(node.normalized_shape.size()));
+  });
+  on<NativeGroupNormBackward0>(table, [](auto& node, const Place& place) -> Made {
+    SavedNorm saved{input(node.input_), result(node.result1_, node), result(node.result2_, node), input(node.weight_)};
+    return group_norm(place, std::move(saved), node.group);
+  });
+  on<NativeBatchNormBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, node.training, node.eps); });
+  on<CudnnBatchNormBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, node.training, node.epsilon); });
+  on<MiopenBatchNormBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, node.training, node.epsilon); });
+  on<NativeBatchNormLegitBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, node.training, node.eps); });
+  on<NativeBatchNormLegitBackward1>(
+      table, [](auto& node, const Place& place) { return node.training ? training_batch_norm(node, place) : nullptr; });
+  on<NativeBatchNormLegitNoTrainingBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, false, node.eps); });
+  on<BatchNormWithUpdateBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, true, node.eps); });
+  on<BatchNormNoUpdateBackward0>(
+      table, [](auto& node, const Place& place) { return any_batch_norm(node, place, false, node.eps); });
+}
 
 // Arithmetic and reductions: nodes/arithmetic.h, nodes/product.h, nodes/reduce.h
 

@@ -1,0 +1,150 @@
+#include "ops/relayout.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_permuted.h>
+#include <c10/util/SmallVector.h>
+#include <torch/library.h>
+
+#include <algorithm>
+
+#include "ops/simd.h"
+
+namespace gpfast {
+namespace {
+
+// (outer, rows, columns) elements, of which every (rows, columns) block is to be transposed.
+struct Blocks {
+  int64_t outer = 0, rows = 1, columns = 1;
+};
+
+c10::SmallVector<int64_t, 6> longer_than_one(const at::Tensor& tensor, at::IntArrayRef order) {
+  c10::SmallVector<int64_t, 6> dims;
+  for (const int64_t d : order)
+    if (tensor.size(d) != 1) dims.push_back(d);
+  return dims;
+}
+
+// How the dense tensor becomes dense in the order by one transposition; outer = 0 where it does not.
+Blocks blocks_of(const at::Tensor& tensor, at::IntArrayRef order) {
+  const auto to = longer_than_one(tensor, order);
+  auto from = to;
+  std::stable_sort(from.begin(), from.end(), [&](int64_t i, int64_t j) { return tensor.stride(i) > tensor.stride(j); });
+  size_t same = 0;
+  Blocks blocks{1};
+  while (same < to.size() && from[same] == to[same]) blocks.outer *= tensor.size(to[same++]);
+  if (same == to.size()) return {};
+  const auto middle = std::find(from.begin() + same, from.end(), to[same]);
+  if (!std::equal(middle, from.end(), to.begin() + same)) return {};
+  if (!std::equal(from.begin() + same, middle, to.begin() + same + (from.end() - middle))) return {};
+  for (auto d = from.begin() + same; d != middle; ++d) blocks.rows *= tensor.size(*d);
+  for (auto d = middle; d != from.end(); ++d) blocks.columns *= tensor.size(*d);
+  return blocks;
+}
+
+constexpr int kTile = 8;
+
+#ifdef __clang__
+#define GPFAST_SHUFFLE __builtin_shufflevector
+#else
+#define GPFAST_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, V{__VA_ARGS__})
+#endif
+
+// Three perfect shuffles of 8 vectors of 8 transpose them.
+template <typename V>
+GPFAST_INLINE void transpose_tile(V (&rows)[kTile]) {
+  for (int round = 0; round < 3; ++round) {
+    V next[kTile];
+    for (int i = 0; i < kTile / 2; ++i) {
+      next[2 * i] = GPFAST_SHUFFLE(rows[i], rows[i + 4], 0, 8, 1, 9, 2, 10, 3, 11);
+      next[2 * i + 1] = GPFAST_SHUFFLE(rows[i], rows[i + 4], 4, 12, 5, 13, 6, 14, 7, 15);
+    }
+    std::copy(next, next + kTile, rows);
+  }
+}
+
+// to[c * rows + r] = from[r * columns + c] for columns [begin, end).
+template <typename T>
+GPFAST_INLINE void transpose(const T* from, T* to, int64_t rows, int64_t columns, int64_t begin, int64_t end) {
+  typedef T V __attribute__((vector_size(sizeof(T) * kTile)));
+  int64_t c = begin;
+  for (; c + kTile <= end; c += kTile) {
+    int64_t r = 0;
+    for (; r + kTile <= rows; r += kTile) {
+      V tile[kTile];
+      for (int i = 0; i < kTile; ++i) std::memcpy(&tile[i], from + (r + i) * columns + c, sizeof(V));
+      transpose_tile(tile);
+      for (int i = 0; i < kTile; ++i) std::memcpy(to + (c + i) * rows + r, &tile[i], sizeof(V));
+    }
+    for (; r < rows; ++r)
+      for (int i = 0; i < kTile; ++i) to[(c + i) * rows + r] = from[r * columns + c + i];
+  }
+  for (; c < end; ++c)
+    for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
+}
+
+#define GPFAST_DEFINE(T)                                                                                          \
+  GPFAST_CLONES void run(const T* from, T* to, int64_t rows, int64_t columns, int64_t begin, int64_t end) {       \
+    transpose(from, to, rows, columns, begin, end);                                                               \
+  }
+GPFAST_DEFINE(uint16_t)
+GPFAST_DEFINE(uint32_t)
+GPFAST_DEFINE(uint64_t)
+#undef GPFAST_DEFINE
+
+template <typename T>
+void transpose_all(const void* from, void* to, const Blocks& blocks) {
+  const int64_t size = blocks.rows * blocks.columns, tiles = (blocks.columns + kTile - 1) / kTile;
+  const int64_t grain = std::max<int64_t>(1, kGrain / (kTile * blocks.rows));
+  at::parallel_for(0, blocks.outer * tiles, grain, [&](int64_t begin, int64_t end) {
+    while (begin < end) {
+      const int64_t block = begin / tiles, first = begin % tiles, last = std::min(tiles, first + end - begin);
+      run(static_cast<const T*>(from) + block * size, static_cast<T*>(to) + block * size, blocks.rows, blocks.columns,
+          first * kTile, std::min(last * kTile, blocks.columns));
+      begin += last - first;
+    }
+  });
+}
+
+at::Tensor relayout(const at::Tensor& tensor, at::IntArrayRef order) {
+  return at::empty_permuted(tensor.sizes(), order, tensor.options()).copy_(tensor);
+}
+
+at::Tensor relayout_cpu(const at::Tensor& tensor, at::IntArrayRef order) {
+  const bool plain = tensor.is_non_overlapping_and_dense() && !tensor.is_conj() && !tensor.is_neg();
+  const auto blocks = plain ? blocks_of(tensor, order) : Blocks{};
+  const auto size = tensor.element_size();
+  if (blocks.outer == 0 || tensor.numel() == 0 || (size != 2 && size != 4 && size != 8)) return relayout(tensor, order);
+  auto result = at::empty_permuted(tensor.sizes(), order, tensor.options());
+  const void* from = tensor.const_data_ptr();
+  void* to = result.mutable_data_ptr();
+  if (size == 2) transpose_all<uint16_t>(from, to, blocks);
+  if (size == 4) transpose_all<uint32_t>(from, to, blocks);
+  if (size == 8) transpose_all<uint64_t>(from, to, blocks);
+  return result;
+}
+
+}  // namespace
+
+bool is_dense_in(const at::Tensor& tensor, at::IntArrayRef order) {
+  int64_t stride = 1;
+  for (size_t i = order.size(); i-- > 0;) {
+    const int64_t size = tensor.size(order[i]);
+    if (size != 1 && tensor.stride(order[i]) != stride) return false;
+    stride *= size;
+  }
+  return true;
+}
+
+at::Tensor relaid(const at::Tensor& tensor, at::IntArrayRef order) {
+  if (!tensor.defined() || is_dense_in(tensor, order)) return tensor;
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::relayout", "").typed<decltype(relayout)>();
+  return op.call(tensor, order);
+}
+
+TORCH_LIBRARY_FRAGMENT(gpfast, m) { m.def("relayout(Tensor tensor, int[] order) -> Tensor"); }
+TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) { m.impl("relayout", &relayout); }
+TORCH_LIBRARY_IMPL(gpfast, CPU, m) { m.impl("relayout", &relayout_cpu); }
+
+}  // namespace gpfast

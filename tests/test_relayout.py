@@ -1,0 +1,27 @@
+"""Copies between layouts."""
+
+import itertools
+
+import pytest
+import torch
+
+from gpfast import _extension
+
+pytestmark = pytest.mark.skipif(not _extension.available, reason="needs the C++ extension")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.int8], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 4, 5), (1, 8, 8, 8), (3, 17, 9, 11), (2, 64, 33, 31), (0, 3, 2, 2), (2, 1, 3, 1)]
+)
+def test_relayout(shape, dtype):
+    x = (torch.randn(*shape, generator=torch.Generator().manual_seed(0)) * 50).to(dtype)
+    for start in (
+        x,
+        x.contiguous(memory_format=torch.channels_last),
+        x.transpose(1, 2).contiguous().transpose(1, 2),
+        x.expand(*x.shape)[..., ::2],
+    ):
+        for order in itertools.permutations(range(4)):
+            y = torch.ops.gpfast.relayout(start, order)
+            assert torch.equal(y, start) and y.permute(order).is_contiguous()
