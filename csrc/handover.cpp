@@ -91,6 +91,7 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
   for (size_t i = 0; i < found.size(); ++i) {
     const auto& edge = next_edge(i);
     if (!task_should_compute_output(i)) found[i] = at::Tensor();
+    else if (found[i].defined() && tape.unscale().defined()) found[i] = scaled(found[i], tape.unscale(), false, true);
     else if (!found[i].defined()) found[i] = edge.function->input_metadata(edge.input_nr).zeros_like();
   }
   return last_order(*this, std::move(found));
@@ -104,15 +105,17 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
   variable_list out(gradients.size());
   const at::Tensor scale = std::move(grads[0]);
   if (!scale.defined()) return out;
-  const bool keep = torch::autograd::get_current_graph_task_keep_graph(), one = reads_as_one(scale);
+  const bool keep = torch::autograd::get_current_graph_task_keep_graph();
   {
     at::AutoGradMode off(false);
     at::AutoDispatchBelowADInplaceOrView below;
+    const at::Tensor factor = unscale.defined() ? scale.mul(unscale) : scale;
+    const bool one = !unscale.defined() && reads_as_one(scale);
     for (size_t i = 0; i < out.size(); ++i) {
       if (!task_should_compute_output(i)) continue;
       const auto& edge = next_edge(i);
       out[i] = keep ? gradients[i] : std::move(gradients[i]);
-      out[i] = out[i].defined() ? scaled(std::move(out[i]), scale, one, keep)
+      out[i] = out[i].defined() ? scaled(std::move(out[i]), factor, one, keep)
                                 : edge.function->input_metadata(edge.input_nr).zeros_like();
     }
   }
@@ -120,8 +123,11 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
   return last_order(*this, std::move(out));
 }
 
-void PenaltyBackward::add(const edge_list& edges, variable_list more) {
+void PenaltyBackward::add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale) {
   at::AutoDispatchBelowADInplaceOrView below;
+  if (more_unscale.defined() && unscale.defined())  // both are powers of two: of one scale they add up without rounding
+    for (auto& gradient : more)
+      if (gradient.defined()) gradient = scaled(gradient, more_unscale.div(unscale), false, true);
   std::unordered_map<Edge, size_t> places;
   for (size_t i = 0; i < gradients.size(); ++i) places.emplace(next_edge(i), i);
   for (size_t i = 0; i < more.size(); ++i) {
@@ -210,10 +216,10 @@ at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds,
   auto found = tape.finish(std::move(seeds), variable_list(tape.plan().roots.size()), /*keep=*/false);
   auto* earlier = onto && onto->grad_fn() ? dynamic_cast<PenaltyBackward*>(onto->grad_fn().get()) : nullptr;
   if (earlier) {
-    earlier->add(tape.edges(), std::move(found));
+    earlier->add(tape.edges(), std::move(found), tape.unscale());
     torch::autograd::impl::set_gradient_edge(result, {onto->grad_fn(), 0});
   } else {
-    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(tape.edges(), std::move(found)));
+    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(tape.edges(), std::move(found), tape.unscale()));
   }
   return result;
 }

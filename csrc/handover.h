@@ -17,14 +17,17 @@ struct InputGradientBackward : torch::autograd::Node {
 
 // Backward of the penalty: the gradients are there already, and are handed over times what arrives.
 struct PenaltyBackward : torch::autograd::Node {
-  PenaltyBackward(const edge_list& edges, variable_list gradients) : Node(edge_list(edges)), gradients(std::move(gradients)) {}
+  // unscale: 0-dim factor of all gradients, or undefined.
+  PenaltyBackward(const edge_list& edges, variable_list gradients, at::Tensor unscale)
+      : Node(edge_list(edges)), gradients(std::move(gradients)), unscale(std::move(unscale)) {}
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   std::string name() const override { return "gpfast::PenaltyBackward"; }
   // The gradients of another part of the batch, before anything depends on this node.
-  void add(const edge_list& edges, variable_list more);
+  void add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale);
 
   variable_list gradients;  // one an edge, undefined for zero
+  at::Tensor unscale;
   bool given = false;
 };
 

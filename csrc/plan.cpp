@@ -93,8 +93,11 @@ class Reader {
     place.node = node.get();
     place.outputs = node->num_inputs();
     step.uses.resize(place.outputs);
-    for (size_t k = 0; k < place.outputs; ++k)
-      if (node->input_metadata(k).is_nested_tensor()) refuse(*node, "makes a nested tensor");
+    for (size_t k = 0; k < place.outputs; ++k) {
+      const auto& output = node->input_metadata(k);
+      if (output.is_nested_tensor()) refuse(*node, "makes a nested tensor");
+      plan_.half |= !output.was_default_constructed() && output.dtype() == at::kHalf;
+    }
     for (const auto& edge : node->next_edges()) {
       const auto source = source_of(edge, /*collect=*/true);
       Input input;

@@ -38,6 +38,7 @@ struct Plan {
   std::vector<bool> target_wanted;
   edge_list sides;  // the parameter side: distinct edges that leave the live nodes
   std::vector<Source> roots;  // the outputs; step is -1 where an output does not depend on the points
+  bool half = false;          // some of it is in float16, whose range is short
   std::string refused;        // why the graph must be differentiated whole, by autograd; empty where it need not
 };
 

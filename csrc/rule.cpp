@@ -42,7 +42,7 @@ bool ours(const at::Tensor& tensor) {
 }
 
 void accumulate(at::Tensor& into, at::Tensor value) {
-  if (!value.defined()) return;
+  if (!value.defined() || value._is_zerotensor()) return;
   if (!into.defined()) {
     into = std::move(value);
   } else if (ours(into)) {

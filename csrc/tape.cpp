@@ -3,7 +3,13 @@
 #include <ATen/autocast_mode.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/amax.h>
+#include <ATen/ops/maximum.h>
+#include <ATen/ops/ones.h>
 #include <torch/csrc/autograd/node.h>
+
+#include <algorithm>
+#include <cmath>
 
 #include "nodes/alone.h"
 #include "saved.h"
@@ -21,6 +27,8 @@ struct Outside {
   c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
 };
 
+constexpr double kEntry = 4, kMostAdjoint = 12, kMostProduct = 14;  // exponents of two
+
 bool any_defined(const Values& values) {
   for (const auto& value : values)
     if (value.defined()) return true;
@@ -36,6 +44,51 @@ void check(const Step& step, size_t i, const at::Tensor& value) {
 }
 
 }  // namespace
+
+// float16 ends at 6e-8 and 65,504. A gradient of norm 1, which a penalty aims at, has entries of 1 / sqrt(elements): adjoints are
+// carried times the power of two that brings those near 2^kEntry. Powers of two round nothing.
+void Tape::scale_adjoints(variable_list& seeds) {
+  double elements = 1;
+  for (const auto& target : plan_.targets) {
+    const auto sizes = target.function->input_metadata(target.input_nr).shape_as_dim_vector();
+    double sample = 1;
+    for (size_t d = 1; d < sizes.size(); ++d) sample *= static_cast<double>(sizes[d].guard_int(__FILE__, __LINE__));
+    elements = std::max(elements, sample);
+  }
+  exponent_ = static_cast<int>(std::min(kEntry + std::round(std::log2(elements) / 2), kMostAdjoint));
+  for (auto& seed : seeds)
+    if (seed.defined()) seed = seed.mul(std::ldexp(1.0, exponent_));
+}
+
+void Tape::unscale_gradients(variable_list& gradients) const {
+  for (auto& gradient : gradients) {
+    if (!gradient.defined()) continue;
+    if (gradient.scalar_type() == at::kHalf) gradient = gradient.to(at::kFloat);
+    gradient = gradient.mul(std::ldexp(1.0, -exponent_));
+  }
+}
+
+// Tangents are carried times a power of two that brings their largest entry near 1, as far as the weights' gradients, which have
+// both factors, keep room. It is chosen on the device: nothing waits. Infinity and NaN pass on.
+void Tape::scale_tangents(variable_list& v, variable_list& b) {
+  at::Tensor largest;
+  for (const auto& seed : v) {
+    if (!seed.defined() || !seed.numel()) continue;
+    const auto size = seed.abs().amax().to(at::kFloat);
+    largest = largest.defined() ? at::maximum(largest, size) : size;
+  }
+  if (!largest.defined()) largest = at::ones({}, at::TensorOptions().dtype(at::kFloat).device(plan_.steps.front().node->device()));
+  const auto power = largest.log2().neg().floor().clamp(-kMostProduct, kMostProduct - exponent_);
+  for (size_t i = 0; i < v.size(); ++i) {
+    if (!v[i].defined()) continue;
+    const auto& target = plan_.targets[i];
+    v[i] = v[i].to(at::kFloat).mul(power.exp2()).to(c10::typeMetaToScalarType(target.function->input_metadata(target.input_nr).dtype()));
+  }
+  const auto product = power.add(exponent_);
+  for (auto& seed : b)
+    if (seed.defined()) seed = seed.to(at::kFloat).mul(product.exp2()).to(seed.scalar_type());
+  unscale_ = product.neg().exp2();
+}
 
 void Tape::make_rule(Step& step) const {
   step.rule = rule_for(*step.node, step.place);
@@ -55,6 +108,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     target_edges_.push_back(plan_.target_wanted[i] ? static_cast<int>(edges_.size()) : -1);
     if (plan_.target_wanted[i]) edges_.push_back(plan_.targets[i]);
   }
+  if (plan_.half) scale_adjoints(seeds);
   for (auto& step : steps) step.a = Values(step.place.outputs);
   for (size_t i = 0; i < seeds.size(); ++i) {
     const auto& root = plan_.roots[i];
@@ -79,6 +133,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     step.a.clear();
     give_adjoint(step, std::move(out), gradients);
   }
+  if (plan_.half) unscale_gradients(gradients);
   return gradients;
 }
 
@@ -153,6 +208,7 @@ variable_list Tape::finish(variable_list v, variable_list b, bool keep) {
     if (step.runs_second) step.b = Values(step.place.outputs);
   }
   finished_ = !keep;
+  if (plan_.half) scale_tangents(v, b);
   variable_list grads(edges_.size());
   tangent_sweep(std::move(v), grads);
   last_sweep(std::move(b), grads);

@@ -10,18 +10,23 @@ class Tape {
   Tape(Plan plan, bool release) : plan_(std::move(plan)), release_(release) {}
 
   // From the scores down. seeds: one an output, undefined for zero. bent: finish will be given second adjoints of the outputs.
-  // Returns the gradient at each point, undefined where there is none.
+  // Returns the gradient at each point, undefined where there is none; of points in float16 in float32.
   variable_list adjoint(variable_list seeds, bool bent);
   // Tangent sweep from the points' tangents v up, then the last sweep down from the outputs' second adjoints b, each undefined for
-  // zero. Returns the gradient at every edge of edges(), undefined for zero. keep: it will be called again.
+  // zero. Returns the gradient at every edge of edges(), undefined for zero, to be multiplied by unscale() where that is defined.
+  // keep: it will be called again.
   variable_list finish(variable_list v, variable_list b, bool keep);
 
   // The parameter side, then the points that lead on. Complete after adjoint.
   const edge_list& edges() const { return edges_; }
   const Plan& plan() const { return plan_; }
   bool finished() const { return finished_; }
+  const at::Tensor& unscale() const { return unscale_; }
 
  private:
+  void scale_adjoints(variable_list& seeds);
+  void unscale_gradients(variable_list& gradients) const;
+  void scale_tangents(variable_list& v, variable_list& b);
   void make_rule(Step& step) const;
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
@@ -35,6 +40,8 @@ class Tape {
   edge_list edges_;
   std::vector<int> target_edges_, target_uses_;
   bool finished_ = false;
+  int exponent_ = 0;    // adjoints are carried times 2^exponent
+  at::Tensor unscale_;  // 0-dim float32
 };
 
 }  // namespace gpfast

@@ -53,7 +53,8 @@ def input_gradient_loss(
     with torch.enable_grad():
         points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
         y = checked_score(call_critic(function, inputs, points, args, kwargs), output)
-    y, gradients = _outputs_and_gradients(y, dict(zip(named, targets, strict=True)), engine, derivatives)
+    y, gradients = _outputs_and_gradients(y, points, dict(zip(named, targets, strict=True)), engine, derivatives)
+    del points
     if isinstance(inputs, Tensor):
         return loss(y, gradients[0])
     if isinstance(inputs, Mapping):
@@ -61,13 +62,17 @@ def input_gradient_loss(
     return loss(y, type(inputs)(gradients))
 
 
-def _outputs_and_gradients(y: Tensor, targets: dict, engine: str, derivatives: bool) -> tuple[Tensor, list[Tensor]]:
+def _outputs_and_gradients(
+    y: Tensor, points: tuple, targets: dict, engine: str, derivatives: bool
+) -> tuple[Tensor, list[Tensor]]:
     if takes_tape(engine):
         gradients, again, refused = torch.ops.gpfast.input_gradient.default(
             y, list(targets.values()), True, derivatives, True
         )
         if not refused:
             autograd.check_used(targets, gradients)
+            dtypes = [x.dtype for x in points]
+            gradients = [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
             return again if derivatives else again.detach(), gradients
         tape.say_refused(refused)
     gradients = torch.autograd.grad(

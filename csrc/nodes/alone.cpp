@@ -6,6 +6,7 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
 
+#include <optional>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -74,13 +75,26 @@ class Alone::Boundary {
     return stands;
   }
 
-  int meaning(const Edge& edge) {
+  // An operation in place saves a clone of what it overwrites: the clone's input is its own.
+  static const Edge& behind_clones(const Edge& edge) {
+    const bool clone = edge.function->num_outputs() == 1 && edge.function->name() == "CloneBackward0";
+    return clone && edge.function->next_edge(0).is_valid() ? behind_clones(edge.function->next_edge(0)) : edge;
+  }
+
+  int meaning(const Edge& seen) {
+    if (const auto known = known_meaning(seen)) return *known;
+    const Edge& edge = behind_clones(seen);
+    if (const auto known = known_meaning(edge)) return *known;
+    alone_.escapes_.push_back(edge);
+    return static_cast<int>(alone_.place.inputs.size() + alone_.escapes_.size()) - 1;
+  }
+
+  std::optional<int> known_meaning(const Edge& edge) const {
     const auto inputs = static_cast<int>(alone_.place.inputs.size());
     if (edge.function == alone_.node_) return -1 - static_cast<int>(edge.input_nr);
     for (int i = 0; i < inputs; ++i)
       if (alone_.node_->next_edge(i) == edge) return i;
-    alone_.escapes_.push_back(edge);
-    return inputs + static_cast<int>(alone_.escapes_.size()) - 1;
+    return std::nullopt;
   }
 
   Alone& alone_;
@@ -110,7 +124,7 @@ Values Alone::adjoint(Values a) {
   Boundary boundary(*this, start);
   inner_.resize(out.size());
   for (size_t i = 0; i < out.size(); ++i) {
-    if (!place.live(i) || !grads[i].defined()) continue;
+    if (!place.live(i) || !grads[i].defined() || grads[i]._is_zerotensor()) continue;
     out[i] = grads[i].detach();
     if (grads[i].requires_grad()) inner_[i] = boundary.cut(torch::autograd::impl::gradient_edge(grads[i]));
   }
@@ -146,7 +160,7 @@ Values Alone::tangent(Values t) {
   auto found = torch::autograd::Engine::get_default_engine().execute(roots, seeds, /*keep_graph=*/keep, /*create_graph=*/false,
                                                                      /*accumulate_grad=*/false, ends);
   for (size_t k = 0, j = 0; k < leaves_.size(); ++k)
-    if (leaves_[k].defined()) out[k] = std::move(found[j++]);
+    if (leaves_[k].defined()) accumulate(out[k], std::move(found[j++]));
   for (size_t j = 0; j < stops_.size(); ++j) {
     const int m = meaning_[j], inputs = static_cast<int>(place.inputs.size());
     auto& into = m < 0 ? from_outputs_[-1 - m] : m < inputs ? from_inputs_[m] : escaped_[m - inputs];
