@@ -224,11 +224,13 @@ def check_arguments(critic: Any, args: Any, kwargs: Any, output: Any) -> None:
     """Raises unless the critic can be called with `args` and `kwargs`, and `output` is a way to pick a score."""
     if not callable(critic):
         raise TypeError(f"`critic` must be callable; got {type(critic).__name__}.")
-    if not isinstance(args, tuple | list):
+    if type(args) is not tuple and not isinstance(args, tuple | list):
         raise TypeError(f"`args` must be a tuple; got {type(args).__name__}. For one argument write args=(labels,).")
-    if not isinstance(kwargs, Mapping | None):
+    if kwargs is not None and not isinstance(kwargs, Mapping):
         raise TypeError(f"`kwargs` must be a dict or None; got {type(kwargs).__name__}.")
-    if not (isinstance(output, int | str | None) or hasattr(output, "__index__") or callable(output)):
+    if output is None:
+        return
+    if not (isinstance(output, int | str) or hasattr(output, "__index__") or callable(output)):
         raise TypeError(
             f"`output` must be None, an index, a key, an attribute's name or a callable; got {type(output).__name__}."
         )

@@ -13,6 +13,8 @@ Structure = Tensor | tuple | list | Mapping
 
 def named_tensors(structure: Structure, name: str) -> dict[str, Any]:
     """The members of `structure` by the name an error message gives them: `real`, `real[0]`, `real['image']`."""
+    if isinstance(structure, Tensor):
+        return {name: structure}
     if isinstance(structure, Mapping):
         return {f"{name}[{key!r}]": value for key, value in structure.items()}
     if isinstance(structure, tuple | list):
@@ -22,7 +24,7 @@ def named_tensors(structure: Structure, name: str) -> dict[str, Any]:
 
 def tensors_of(structure: Structure) -> list[Tensor]:
     """The tensors of `structure`, in order."""
-    return list(named_tensors(structure, "").values())
+    return [structure] if isinstance(structure, Tensor) else list(named_tensors(structure, "").values())
 
 
 def call_critic(critic: Callable, like: Structure, tensors: list[Tensor], args: tuple, kwargs: Mapping | None) -> Any:
@@ -30,6 +32,8 @@ def call_critic(critic: Callable, like: Structure, tensors: list[Tensor], args: 
 
     One tensor is the first argument; a tuple or list gives the first arguments; a dict gives keyword arguments.
     """
+    if isinstance(like, Tensor) and not args and not kwargs:
+        return critic(tensors[0])
     kwargs = kwargs or {}
     if isinstance(like, Mapping):
         return critic(*args, **dict(zip(like, tensors, strict=True)), **kwargs)

@@ -188,18 +188,20 @@ class _Call(NamedTuple):
         targets = [target for _, target in starts]
         points = [point for point, _ in starts]
         starts.clear()
-        with torch.enable_grad():
-            try:
-                result = call_critic(self.critic, self.like, points, args, kwargs)
-            except RuntimeError as error:
-                if self.ours or "Root is a view" not in str(error):
-                    raise
-                raise RuntimeError(
-                    f"the critic writes to its input, or a view of it, in place, and with at={self.options.at!r} that"
-                    f" is your `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not"
-                    " in-place."
-                ) from error
+        with_graph = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(True)
+        try:
+            result = call_critic(self.critic, self.like, points, args, kwargs)
             scores = checked_score(result, self.output)
+        except RuntimeError as error:
+            if self.ours or "Root is a view" not in str(error):
+                raise
+            raise RuntimeError(
+                f"the critic writes to its input, or a view of it, in place, and with at={self.options.at!r} that is"
+                f" your `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not in-place."
+            ) from error
+        finally:
+            torch._C._set_grad_enabled(with_graph)
         del result, points
         called = "the interpolates" if self.options.at == "interpolates" else self.name
         named = dict(zip(named_tensors(self.like, called), targets, strict=True))
