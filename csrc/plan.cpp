@@ -5,6 +5,10 @@
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/node.h>
 
+#include <algorithm>
+#include <unordered_map>
+#include <unordered_set>
+
 #include "nodes/alone.h"
 #include "points.h"
 
@@ -136,7 +140,78 @@ class Reader {
   ska::flat_hash_map<Node*, c10::SmallVector<std::pair<uint32_t, int>, 1>> sides_;
 };
 
+// From an edge through nodes outside the plan to the places where they join it.
+class Escaping {
+ public:
+  explicit Escaping(const Plan& plan) : plan_(plan) {
+    for (size_t i = 0; i < plan.steps.size(); ++i) steps_[plan.steps[i].node.get()] = static_cast<int>(i);
+    for (const auto& target : plan.targets) floor_ = std::min(floor_, target.function->topological_nr());
+  }
+
+  Escape find(const Edge& edge) {
+    Escape escape{edge, {}, {}, {source_of(edge)}};
+    if (inside(escape.sources[0]) || !carries(edge.function)) return escape;
+    escape.sources.clear();
+    collect(edge.function, escape);
+    std::reverse(escape.between.begin(), escape.between.end());
+    return escape;
+  }
+
+ private:
+  static bool inside(const Source& source) { return source.step >= 0 || source.target >= 0; }
+
+  Source source_of(const Edge& edge) const {
+    Source source;
+    source.output = edge.input_nr;
+    const auto step = steps_.find(edge.function.get());
+    if (step != steps_.end()) source.step = step->second;
+    for (size_t i = 0; i < plan_.targets.size(); ++i)
+      if (plan_.targets[i] == edge) source.target = static_cast<int>(i);
+    return source;
+  }
+
+  // Depth first, children before parents.
+  void collect(const NodePtr& node, Escape& escape) {
+    if (!collected_.insert(node.get()).second) return;
+    TORCH_CHECK(!has_hooks(*node), "a derivative depends on a tensor that its node was not given, behind a backward hook of ",
+                node->name(), ": gpfast's tape cannot call that; call it with engine=\"autograd\".");
+    for (const auto& next : node->next_edges()) {
+      if (!next.is_valid()) continue;
+      const auto source = source_of(next);
+      if (!inside(source) && carries(next.function)) {
+        collect(next.function, escape);
+      } else if (std::find(escape.ends.begin(), escape.ends.end(), next) == escape.ends.end()) {
+        escape.ends.push_back(next);
+        escape.sources.push_back(source);
+      }
+    }
+    escape.between.push_back(node);
+  }
+
+  // Whether the plan can be reached from a node outside it.
+  bool carries(const NodePtr& node) {
+    const auto [known, first] = known_.emplace(node.get(), false);
+    if (!first || node->topological_nr() <= floor_) return known->second;
+    bool found = false;
+    for (const auto& next : node->next_edges())
+      found |= next.is_valid() && (inside(source_of(next)) || carries(next.function));
+    return known_[node.get()] = found;
+  }
+
+  const Plan& plan_;
+  uint64_t floor_ = UINT64_MAX;
+  std::unordered_map<Node*, int> steps_;
+  std::unordered_map<Node*, bool> known_;
+  std::unordered_set<Node*> collected_;
+};
+
 }  // namespace
+
+std::vector<Escape> find_escapes(const Plan& plan, const edge_list& edges) {
+  std::vector<Escape> escapes;
+  for (const auto& edge : edges) escapes.push_back(Escaping(plan).find(edge));
+  return escapes;
+}
 
 Plan read_graph(const edge_list& outputs, const edge_list& targets, bool derivatives) {
   return Reader(targets, derivatives).read(outputs);

@@ -18,6 +18,15 @@ struct Source {
   int side = -1;
 };
 
+// A place of the graph that a node's derivative depends on although it is no input of the node, and where its gradient belongs:
+// at sources[0], or, where nodes outside the plan lie between, at the sources of what those lead to.
+struct Escape {
+  Edge edge;
+  std::vector<NodePtr> between;  // from the edge down
+  edge_list ends;                // one a source, where anything lies between
+  std::vector<Source> sources;   // of neither step nor target on the parameter side
+};
+
 // A live node: the points can be reached from it.
 struct Step {
   NodePtr node;
@@ -28,8 +37,7 @@ struct Step {
   Values a, t, b;              // one an output; each only between its sweep's writer and reader
   c10::SmallVector<int, 2> uses;  // of the tangents, one an output
   bool runs_tangent = false, runs_second = false;
-  // Of a step that runs alone: where its escapes lead, an output of another step or one of the tape's edges (as side).
-  std::vector<Source> escapes;
+  std::vector<Escape> escapes;  // of a step that runs alone
 };
 
 struct Plan {
@@ -44,5 +52,7 @@ struct Plan {
 
 // The plan of the graph that leads from `outputs` to `targets`. Without `derivatives`, nothing is wanted beyond the adjoints.
 Plan read_graph(const edge_list& outputs, const edge_list& targets, bool derivatives);
+// Where a gradient that arrives at `edges` belongs.
+std::vector<Escape> find_escapes(const Plan& plan, const edge_list& edges);
 
 }  // namespace gpfast

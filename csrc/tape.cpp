@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <unordered_map>
 
 #include "nodes/alone.h"
 #include "saved.h"
@@ -170,20 +171,19 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
 }
 
 // A derivative that depends on places the node was not given: an own result seen through a view, a tensor that a custom Function
-// keeps. Their second adjoints join the last sweep there, or are handed over.
+// keeps. Their second adjoints join the last sweep where they belong, or are handed over.
 void Tape::place_escapes(Step& step) {
-  for (const auto& edge : step.alone->escapes()) {
-    Source source;
-    source.output = edge.input_nr;
-    for (size_t i = 0; i < plan_.steps.size(); ++i)
-      if (plan_.steps[i].node == edge.function) source.step = static_cast<int>(i);
-    if (source.step >= 0) {
-      admit_second(source.step, static_cast<int>(&step - plan_.steps.data()));
-    } else {
-      source.side = static_cast<int>(edges_.size());
-      edges_.push_back(edge);
+  step.escapes = find_escapes(plan_, step.alone->escapes());
+  for (auto& escape : step.escapes) {
+    for (size_t i = 0; i < escape.sources.size(); ++i) {
+      auto& source = escape.sources[i];
+      if (source.step >= 0) {
+        admit_second(source.step, static_cast<int>(&step - plan_.steps.data()));
+      } else if (source.target < 0) {
+        source.side = static_cast<int>(edges_.size());
+        edges_.push_back(escape.between.empty() ? escape.edge : escape.ends[i]);
+      }
     }
-    step.escapes.push_back(source);
   }
 }
 
@@ -241,7 +241,7 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
       if (step.alone) {
         out = step.rule->tangent(std::move(t));
         auto escaped = step.alone->take_escaped();
-        for (size_t j = 0; j < escaped.size(); ++j) give_second(step.escapes[j], std::move(escaped[j]), grads);
+        for (size_t j = 0; j < escaped.size(); ++j) give_escaped(step.escapes[j], std::move(escaped[j]), grads);
       } else {
         Plain plain;
         out = step.rule->tangent(std::move(t));
@@ -278,6 +278,25 @@ void Tape::last_sweep(variable_list b, variable_list& grads) {
     if (step.rule->keep) continue;
     if (step.alone && release_) step.node->release_variables();
     step.rule.reset();
+  }
+}
+
+void Tape::give_escaped(const Escape& escape, at::Tensor value, variable_list& grads) {
+  if (!value.defined()) return;
+  if (escape.between.empty()) return give_second(escape.sources[0], std::move(value), grads);
+  std::unordered_map<Node*, variable_list> arrived;
+  for (const auto& node : escape.between) arrived[node.get()].resize(node->num_inputs());
+  arrived[escape.edge.function.get()][escape.edge.input_nr] = std::move(value);
+  for (const auto& node : escape.between) {
+    auto& grads_in = arrived[node.get()];
+    if (std::none_of(grads_in.begin(), grads_in.end(), [](const auto& g) { return g.defined(); })) continue;
+    auto out = call(*node, std::move(grads_in));
+    for (size_t i = 0; i < out.size(); ++i) {
+      const auto& next = node->next_edge(i);
+      const auto end = std::find(escape.ends.begin(), escape.ends.end(), next);
+      if (end != escape.ends.end()) give_second(escape.sources[end - escape.ends.begin()], std::move(out[i]), grads);
+      else if (next.is_valid()) accumulate(arrived[next.function.get()][next.input_nr], std::move(out[i]));
+    }
   }
 }
 

@@ -34,6 +34,7 @@ class Tape {
   void tangent_sweep(variable_list v, variable_list& grads);
   void last_sweep(variable_list b, variable_list& grads);
   void give_second(const Source& source, at::Tensor value, variable_list& grads);
+  void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
 
   Plan plan_;
   bool release_;

@@ -22,13 +22,14 @@ struct Stop : Node {
   variable_list apply(variable_list&&) override { return {}; }
 };
 
-// What a direct call of a node returns is not yet what the engine makes of it: summed over broadcast dimensions, cast.
-void validate(const Node& node, variable_list& grads) {
+}  // namespace
+
+variable_list call(Node& node, variable_list grads) {
+  grads = node(std::move(grads));
   torch::autograd::validate_outputs(node.next_edges(), grads,
                                     [&](const std::string& message) { return node.name() + " returned " + message; });
+  return grads;
 }
-
-}  // namespace
 
 // Cuts what a node has just computed off the graph that it was computed from, by giving the fresh nodes stand-ins for edges: the
 // graph itself is never touched.
@@ -42,7 +43,7 @@ class Alone::Boundary {
   Edge cut(const Edge& edge) {
     Node* node = edge.function.get();
     if (!node || own_leaves_.count(node)) return edge;
-    if (fresh(*node)) {
+    if (fresh(edge.function)) {
       if (seen_.insert(node).second) open_.push_back(edge.function);
       return edge;
     }
@@ -58,10 +59,34 @@ class Alone::Boundary {
   }
 
  private:
-  bool fresh(const Node& node) const {
-    return node.sequence_nr() >= start_ && node.sequence_nr() != UINT64_MAX &&
-           node.thread_id() == at::RecordFunction::currentThreadId() && &node != alone_.node_.get() &&
-           !dynamic_cast<const torch::autograd::AccumulateGrad*>(&node);
+  bool fresh(const NodePtr& node) {
+    if (node->sequence_nr() == UINT64_MAX || dynamic_cast<const torch::autograd::AccumulateGrad*>(node.get())) return false;
+    if (node->thread_id() == at::RecordFunction::currentThreadId()) return node->sequence_nr() >= start_ && node != alone_.node_;
+    return leads_to_leaf(node.get());
+  }
+
+  // Another thread's nodes are numbered apart. Those that do not depend on the leaves may be fresh too, and need not be cut.
+  bool leads_to_leaf(Node* root) {
+    std::unordered_set<Node*> visited{root};
+    std::vector<Node*> open{root};
+    while (!open.empty()) {
+      auto* node = open.back();
+      open.pop_back();
+      if (known(*node)) continue;
+      for (const auto& edge : node->next_edges()) {
+        if (own_leaves_.count(edge.function.get())) return true;
+        if (edge.is_valid() && visited.insert(edge.function.get()).second) open.push_back(edge.function.get());
+      }
+    }
+    return false;
+  }
+
+  // The node itself and what lies right below it: most of what a derivative depends on.
+  bool known(const Node& node) const {
+    if (&node == alone_.node_.get()) return true;
+    for (const auto& edge : alone_.node_->next_edges())
+      if (edge.function.get() == &node) return true;
+    return false;
   }
 
   Edge stand_in(const Edge& edge) {
@@ -117,8 +142,7 @@ Values Alone::adjoint(Values a) {
   const uint64_t start = at::sequence_number::peek();
   {
     at::AutoGradMode on(true);
-    grads = (*node_)(std::move(grads));
-    validate(*node_, grads);
+    grads = call(*node_, std::move(grads));
   }
   Values out(place.inputs.size());
   Boundary boundary(*this, start);
@@ -188,8 +212,7 @@ Values Alone::second(Values b) {
     at::AutoGradMode off(false);
     variable_list grads(b.begin(), b.end());
     b.clear();
-    grads = (*node_)(std::move(grads));
-    validate(*node_, grads);
+    grads = call(*node_, std::move(grads));
     for (size_t i = 0; i < out.size(); ++i) accumulate(out[i], std::move(grads[i]));
   }
   for (size_t i = 0; i < out.size(); ++i)

@@ -5,6 +5,9 @@
 
 namespace gpfast {
 
+// What a node makes of grads, summed over broadcast dimensions and cast, as the engine hands it on.
+variable_list call(Node& node, variable_list grads);
+
 class Alone : public Rule {
  public:
   Alone(NodePtr node, Place place);
