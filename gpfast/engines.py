@@ -39,7 +39,8 @@ def differentiated(
     derivatives = torch.is_grad_enabled()
     if takes_tape(options.engine):
         form = {"derivatives": derivatives, "release": release, "onto": onto, "whole": whole}
-        return tape.penalty(scores, targets, mask, options, weight, **form)
+        with torch._C.DisableTorchFunctionSubclass():  # which puts a view between a result and the node that made it
+            return tape.penalty(scores, targets, mask, options, weight, **form)
     value, norms = autograd.penalty(
         scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
     )

@@ -36,7 +36,10 @@ def rooted(x: Tensor, ours: bool) -> tuple[Tensor, Target]:
     critic may write to it. A view of the caller's tensor may not be written to in place: PyTorch refuses before it is.
     """
     if _extension.available and not under_transform():
-        return torch.ops.gpfast.root.default(x, ours)
+        with torch._C.DisableTorchFunctionSubclass():
+            point, anchor = torch.ops.gpfast.root.default(x, ours)
+        own_class = type(x) is not Tensor and type(x).__torch_function__ is not torch._C._disabled_torch_function_impl
+        return (point.as_subclass(type(x)) if own_class else point), anchor
     point = _Root.apply(x, None if x.requires_grad else torch.empty((), requires_grad=True), ours)
     return point, GradientEdge(point.grad_fn, point.output_nr)
 
