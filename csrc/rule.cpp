@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/node.h>
 
+#include "ops/relayout.h"
+
 namespace gpfast {
 namespace {
 
@@ -63,6 +65,8 @@ int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
 
 at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
   if (tensor.strides() == like.strides()) return tensor;
+  const auto order = order_by_strides(like, like.dim());
+  if (is_dense_in(like, order)) return relaid(tensor, order);
   return at::empty_like(like, tensor.options()).copy_(tensor);
 }
 

@@ -25,3 +25,11 @@ def test_relayout(shape, dtype):
         for order in itertools.permutations(range(4)):
             y = torch.ops.gpfast.relayout(start, order)
             assert torch.equal(y, start) and y.permute(order).is_contiguous()
+
+
+def test_large_and_shared_out():
+    """More than one thread's worth, and sides that no tile divides."""
+    x = torch.randn(3, 70, 61, 53, generator=torch.Generator().manual_seed(0))
+    y = torch.ops.gpfast.relayout(x, (0, 2, 3, 1))
+    assert torch.equal(y, x) and y.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(torch.ops.gpfast.relayout(y, (0, 1, 2, 3)), x)

@@ -11,6 +11,8 @@
 #include <tuple>
 #include <utility>
 
+#include "ops/relayout.h"
+
 namespace gpfast {
 namespace {
 
@@ -36,7 +38,7 @@ Layout layout_for(const Tensor& weight, int64_t elements_of_input, int64_t eleme
 // PyTorch takes them for contiguous.
 Tensor channels_last(const Tensor& z) {
   const auto format = z.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
-  Tensor out = z.contiguous(format);
+  Tensor out = relaid(z, channels_last_order(z.dim()));
   if (out.suggest_memory_format() == format) return out;
   Sizes strides(z.dim());
   int64_t step = z.size(1);
@@ -114,7 +116,7 @@ class Convolution final : public Rule {
   Tensor arranged(Tensor z) const {
     if (flat_) z = z.unsqueeze(2);
     if (layout_ == Layout::as_it_comes) return z;
-    return layout_ == Layout::contiguous ? z.contiguous() : channels_last(z);
+    return layout_ == Layout::contiguous ? relaid(z, contiguous_order(z.dim())) : channels_last(z);
   }
 
   // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.

@@ -4,9 +4,6 @@
 #include <ATen/ops/native_batch_norm_backward.h>
 #include <ATen/ops/zeros_like.h>
 
-#include <algorithm>
-#include <numeric>
-
 #include "ops/normalize.h"
 #include "ops/relayout.h"
 
@@ -14,7 +11,6 @@ namespace gpfast {
 namespace {
 
 using at::Tensor;
-using Order = c10::SmallVector<int64_t, 6>;
 
 constexpr size_t kInput = 0, kWeight = 1, kBias = 2;
 
@@ -30,18 +26,6 @@ void check_alone(const Values& a, const char* name) {
   for (size_t i = 1; i < a.size(); ++i)
     TORCH_CHECK(!a[i].defined(), "the statistics of ", name,
                 " are differentiated: gpfast's tape has no rule for that; call it with engine=\"autograd\".");
-}
-
-Order planes_of(int64_t dims) {
-  Order order(dims);
-  std::iota(order.begin(), order.end(), 0);
-  return order;
-}
-
-Order pixels_of(int64_t dims) {
-  auto order = planes_of(dims);
-  if (dims > 2) std::rotate(order.begin() + 1, order.begin() + 2, order.end());
-  return order;
 }
 
 // A norm by the input's own statistics. The adjoint settles the layout that the input is brought into, and all that comes later.
@@ -138,9 +122,8 @@ class LayerNorm : public Normalize {
 
  protected:
   Order choose(const Tensor& a) const override {
-    auto order = planes_of(a.dim());
-    std::stable_sort(order.end() - dims_, order.end(), [&](int64_t i, int64_t j) { return a.stride(i) > a.stride(j); });
-    return is_dense_in(a, order) ? order : planes_of(a.dim());
+    auto order = order_by_strides(a, dims_);
+    return is_dense_in(a, order) ? order : contiguous_order(a.dim());
   }
   NormBlock block() const override {
     const auto sizes = held_.input.sizes();
@@ -173,12 +156,12 @@ class ChannelNorm : public Normalize {
 
  protected:
   Order choose(const Tensor& a) const override {
-    const auto planes = planes_of(a.dim()), pixels = pixels_of(a.dim());
+    const auto planes = contiguous_order(a.dim()), pixels = channels_last_order(a.dim());
     if (is_dense_in(a, planes) && is_dense_in(held_.input, planes)) return planes;
     return is_dense_in(a, pixels) || is_dense_in(held_.input, pixels) ? pixels : planes;
   }
   int64_t length() const { return held_.input.numel() / (held_.input.size(0) * held_.input.size(1)); }
-  bool is_pixels() const { return length() == 1 || order_ != planes_of(held_.input.dim()); }
+  bool is_pixels() const { return length() == 1 || order_ != contiguous_order(held_.input.dim()); }
 };
 
 class GroupNorm : public ChannelNorm {

@@ -18,6 +18,8 @@
 
 #include <algorithm>
 
+#include "ops/relayout.h"
+
 namespace gpfast {
 namespace {
 
@@ -77,8 +79,8 @@ Tensor padded(const Tensor& tensor, int64_t dim, int64_t before, int64_t after) 
 
 std::unique_ptr<Rule> reshape(const Place& place) {
   return linear(
-      place, "view", [in = place.sizes(0)](const Tensor& z) { return z.reshape(in); },
-      [out = output_sizes(place)](const Tensor& z) { return z.reshape(out); });
+      place, "view", [in = place.sizes(0)](const Tensor& z) { return reshaped(z, in); },
+      [out = output_sizes(place)](const Tensor& z) { return reshaped(z, out); });
 }
 
 std::unique_ptr<Rule> transpose(const Place& place, int64_t dim0, int64_t dim1) {

@@ -1,12 +1,13 @@
 #include "ops/relayout.h"
 
 #include <ATen/Parallel.h>
+#include <ATen/TensorUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty_permuted.h>
-#include <c10/util/SmallVector.h>
 #include <torch/library.h>
 
 #include <algorithm>
+#include <numeric>
 
 #include "ops/simd.h"
 
@@ -18,8 +19,8 @@ struct Blocks {
   int64_t outer = 0, rows = 1, columns = 1;
 };
 
-c10::SmallVector<int64_t, 6> longer_than_one(const at::Tensor& tensor, at::IntArrayRef order) {
-  c10::SmallVector<int64_t, 6> dims;
+Order longer_than_one(const at::Tensor& tensor, at::IntArrayRef order) {
+  Order dims;
   for (const int64_t d : order)
     if (tensor.size(d) != 1) dims.push_back(d);
   return dims;
@@ -126,6 +127,24 @@ at::Tensor relayout_cpu(const at::Tensor& tensor, at::IntArrayRef order) {
 
 }  // namespace
 
+Order contiguous_order(int64_t dims) {
+  Order order(dims);
+  std::iota(order.begin(), order.end(), 0);
+  return order;
+}
+
+Order channels_last_order(int64_t dims) {
+  auto order = contiguous_order(dims);
+  if (dims > 2) std::rotate(order.begin() + 1, order.begin() + 2, order.end());
+  return order;
+}
+
+Order order_by_strides(const at::Tensor& tensor, int64_t sorted) {
+  auto order = contiguous_order(tensor.dim());
+  std::stable_sort(order.end() - sorted, order.end(), [&](int64_t i, int64_t j) { return tensor.stride(i) > tensor.stride(j); });
+  return order;
+}
+
 bool is_dense_in(const at::Tensor& tensor, at::IntArrayRef order) {
   int64_t stride = 1;
   for (size_t i = order.size(); i-- > 0;) {
@@ -141,6 +160,11 @@ at::Tensor relaid(const at::Tensor& tensor, at::IntArrayRef order) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::relayout", "").typed<decltype(relayout)>();
   return op.call(tensor, order);
+}
+
+at::Tensor reshaped(const at::Tensor& tensor, at::IntArrayRef sizes) {
+  if (at::detail::computeStride(tensor.sizes(), tensor.strides(), sizes)) return tensor.view(sizes);
+  return relaid(tensor, contiguous_order(tensor.dim())).view(sizes);
 }
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) { m.def("relayout(Tensor tensor, int[] order) -> Tensor"); }
