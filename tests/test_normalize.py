@@ -289,7 +289,14 @@ def test_error_is_no_larger_than_autograds(make, shape, dtype, last):
 
 
 @pytest.mark.parametrize(
-    "make, shape", [(lambda: nn.LayerNorm(37), (6, 37)), (lambda: nn.GroupNorm(2, 6), (4, 6, 5, 7))]
+    "make, shape",
+    [
+        (lambda: nn.LayerNorm(37), (6, 37)),
+        (lambda: nn.GroupNorm(2, 6), (4, 6, 5, 7)),
+        (lambda: nn.BatchNorm2d(3), (4, 3, 5, 7)),
+        (lambda: nn.BatchNorm2d(3).eval(), (4, 3, 5, 7)),
+    ],
+    ids=["layer", "group", "batch", "frozen"],
 )
 def test_low_precision_between_wide_weights(make, shape):
     def make_critic(dtype):
