@@ -11,6 +11,7 @@
 
 #include "nodes/alone.h"
 #include "points.h"
+#include "saved.h"
 
 namespace gpfast {
 namespace {
@@ -120,7 +121,10 @@ class Reader {
     source.target = target_of(edge);
     const int step = step_of(edge.function.get());
     if (step >= 0) source.step = step;
-    if (source.step < 0 && source.target < 0 && collect && derivatives_) source.side = side_of(edge);
+    if (source.step >= 0 || source.target >= 0 || !collect || !derivatives_) return source;
+    // A linear layer reads its weight transposed: the gradient goes past that node, which costs a call in backward.
+    source.transposed = is_transpose(*edge.function) && !has_hooks(*edge.function) && edge.function->next_edge(0).is_valid();
+    source.side = side_of(source.transposed ? edge.function->next_edge(0) : edge);
     return source;
   }
 

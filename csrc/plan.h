@@ -16,6 +16,7 @@ struct Source {
   uint32_t output = 0;
   int target = -1;
   int side = -1;
+  bool transposed = false;  // the side is where the gradient's transpose goes
 };
 
 // A place of the graph that a node's derivative depends on although it is no input of the node, and where its gradient belongs:

@@ -632,6 +632,8 @@ thread_local bool enabled = true;
 
 bool has_rule(const Node& node) { return enabled && table().count(typeid(node)); }
 
+bool is_transpose(const Node& node) { return typeid(node) == typeid(TBackward0); }
+
 std::unique_ptr<Rule> rule_for(Node& node, const Place& place) {
   if (!enabled) return nullptr;
   const auto found = table().find(typeid(node));

@@ -8,6 +8,8 @@ namespace gpfast {
 std::unique_ptr<Rule> rule_for(Node& node, const Place& place);
 // Whether any rule is for nodes of this type.
 bool has_rule(const Node& node);
+// Whether the node is that of a matrix' transpose.
+bool is_transpose(const Node& node);
 // Tests compare every rule with its node run alone: switches all rules off, in this thread.
 void set_rules_enabled(bool enabled);
 bool rules_enabled();

@@ -304,6 +304,7 @@ void Tape::give_second(const Source& source, at::Tensor value, variable_list& gr
   if (!value.defined()) return;
   Plain plain;
   if (source.side >= 0) {
+    if (source.transposed) value = value.t();
     accumulate(grads[source.side], std::move(value));
     return;
   }

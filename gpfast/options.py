@@ -30,6 +30,14 @@ class Options:
 
 def checked(*, center, one_sided, norm_dims, eps, reduction, at="interpolates", engine="auto") -> Options:
     """The options in canonical form; raises ValueError or TypeError for the first that cannot be meant."""
+    try:
+        return _checked(center, one_sided, norm_dims, eps, reduction, at, engine)
+    except TypeError:  # something that cannot be hashed, or cannot be meant: looked at anew, so as to say what
+        return _checked.__wrapped__(center, one_sided, norm_dims, eps, reduction, at, engine)
+
+
+@functools.lru_cache(maxsize=256, typed=True)  # by type, so that equal keys mean the same
+def _checked(center, one_sided, norm_dims, eps, reduction, at, engine) -> Options:
     for name, value, words in (("at", at, POINTS), ("reduction", reduction, REDUCTIONS), ("engine", engine, ENGINES)):
         if not isinstance(value, str) or value not in words:
             raise ValueError(f"`{name}` must be one of {', '.join(map(repr, words))}; got {value!r}.")
@@ -39,10 +47,7 @@ def checked(*, center, one_sided, norm_dims, eps, reduction, at="interpolates", 
         raise ValueError(f"`eps` must be a finite number of at least 0; got {eps!r}.")
     if not isinstance(one_sided, bool | numpy.bool_):
         raise TypeError(f"`one_sided` must be True or False; got {one_sided!r}.")
-    return _options(float(center), bool(one_sided), at, _dimensions(norm_dims), float(eps), reduction, engine)
-
-
-_options = functools.lru_cache(maxsize=256)(Options)  # of canonical values only, so that equal keys mean the same
+    return Options(float(center), bool(one_sided), at, _dimensions(norm_dims), float(eps), reduction, engine)
 
 
 def _dimensions(norm_dims) -> tuple[int, ...] | str | None:
