@@ -213,3 +213,23 @@ def test_frozen_in_channels_last():
     _, theirs = autograd_gradients(critic, x, parameters, penalty_loss)
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("size, kernel, stride, padding, dilation", [(8, 4, 2, 1, 1), (9, 5, 2, 2, 1), (7, 3, 3, 0, 2)])
+def test_a_weight_larger_than_its_values_in_float32(size, kernel, stride, padding, dilation, curved):
+    """Where the weight gradient is a convolution of its own."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(48, 32, kernel, kernel, dtype=torch.float64) / 20, torch.randn(48, dtype=torch.float64)
+    x = torch.randn(16, 32, size, size, dtype=torch.float64)
+
+    def make(dtype):
+        w, b = (p.to(dtype).requires_grad_() for p in (weight.float(), bias.float()))
+
+        def critic(x):
+            y = F.conv2d(x, w, b, stride, padding, dilation)
+            return (y.tanh() if curved else F.leaky_relu(y, 0.2)).flatten(1).square().sum(1)
+
+        return critic, [w, b]
+
+    agree_low(make, x, torch.float32)
