@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
-from gpfast.batch_statistics import modules_of
 from gpfast.inputs import Structure, call_critic
+from gpfast.modules import modules_of
 from gpfast.options import Options
 
 _independent: weakref.WeakSet = weakref.WeakSet()

@@ -14,8 +14,10 @@ from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
 from gpfast.options import ENGINES
 from gpfast.points import edge, rooted
+from gpfast.running import one_graph_break, twice_differentiable
 
 
+@one_graph_break
 def input_gradient_loss(
     function: Callable,
     inputs: Structure,
@@ -50,10 +52,11 @@ def input_gradient_loss(
     for name, x in named.items():
         check_tensor(name, x)
     derivatives = torch.is_grad_enabled()
-    with torch.enable_grad():
-        points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
-        y = checked_score(call_critic(function, inputs, points, args, kwargs), output)
-    y, gradients = _outputs_and_gradients(y, points, dict(zip(named, targets, strict=True)), engine, derivatives)
+    with twice_differentiable(function, tensors_of(inputs)[0]):
+        with torch.enable_grad():
+            points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
+            y = checked_score(call_critic(function, inputs, points, args, kwargs), output)
+        y, gradients = _outputs_and_gradients(y, points, dict(zip(named, targets, strict=True)), engine, derivatives)
     del points
     if isinstance(inputs, Tensor):
         return loss(y, gradients[0])
@@ -66,9 +69,10 @@ def _outputs_and_gradients(
     y: Tensor, points: tuple, targets: dict, engine: str, derivatives: bool
 ) -> tuple[Tensor, list[Tensor]]:
     if takes_tape(engine):
-        gradients, again, refused = torch.ops.gpfast.input_gradient.default(
-            y, list(targets.values()), True, derivatives, True
-        )
+        with torch._C.DisableTorchFunctionSubclass():
+            gradients, again, refused = torch.ops.gpfast.input_gradient.default(
+                y, list(targets.values()), True, derivatives, True
+            )
         if not refused:
             autograd.check_used(targets, gradients)
             dtypes = [x.dtype for x in points]

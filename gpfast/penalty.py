@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from gpfast import reference, tape
-from gpfast.batch_statistics import warn_of_batch_statistics
 from gpfast.checks import (
     check_alpha,
     check_arguments,
@@ -26,11 +25,13 @@ from gpfast.engines import differentiated
 from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
 from gpfast.options import ENGINES, Options, checked
 from gpfast.points import Target, draw, plain_start, rooted
+from gpfast.running import one_graph_break, twice_differentiable
 from gpfast.stats import GradientStats
 
 __all__ = ["ENGINES", "GradientPenalty", "dragan", "gradient_penalty", "gradient_penalty_from", "r1", "r2", "wgan_lp"]
 
 
+@one_graph_break
 def gradient_penalty(
     critic: Callable,
     real: Structure | None,
@@ -122,37 +123,37 @@ def gradient_penalty(
         start = plain_start(real, fake, at, alpha, generator)
     if start is None:
         _check_data(real, fake, weight, alpha, generator, mask, options)
-    if options.norm_dims != "batch":
-        warn_of_batch_statistics(critic)
+    running = twice_differentiable(critic, tensors_of(like)[0], by_sample=options.norm_dims != "batch")
     if engine == "reference":
-        return reference.gradient_penalty(
-            critic,
-            real,
-            fake,
-            weight=weight,
-            center=options.center,
-            one_sided=one_sided,
-            at=at,
-            alpha=alpha,
-            generator=generator,
-            norm_dims=options.norm_dims,
-            eps=options.eps,
-            mask=mask,
-            output=lambda result: checked_score(result, output),
-            args=args,
-            kwargs=kwargs,
-            reduction=reduction,
-            return_stats=return_stats,
-        )
+        with running:
+            return reference.gradient_penalty(
+                critic,
+                real,
+                fake,
+                weight=weight,
+                center=options.center,
+                one_sided=one_sided,
+                at=at,
+                alpha=alpha,
+                generator=generator,
+                norm_dims=options.norm_dims,
+                eps=options.eps,
+                mask=mask,
+                output=lambda result: checked_score(result, output),
+                args=args,
+                kwargs=kwargs,
+                reduction=reduction,
+                return_stats=return_stats,
+            )
     factor = 1.0 if isinstance(weight, Tensor) else float(weight)
     call = _Call(critic, like, name, output, options, retain_graph)
-    if start is not None:
-        penalty, norms = call.penalty([start], None, args, kwargs, factor)
-    else:
-        points = draw(real, fake, at, alpha, generator)
+    with running:
         if chunks == 1:
-            penalty, norms = call.penalty(call.rooted(points), mask, args, kwargs, factor)
+            starts = call.rooted(draw(real, fake, at, alpha, generator)) if start is None else [start]
+            start = None
+            penalty, norms = call.penalty(starts, mask, args, kwargs, factor)
         else:
+            points = draw(real, fake, at, alpha, generator)
             penalty, norms = _in_parts(call, points, mask, args, kwargs, factor, chunks)
     return _finished(penalty, norms, weight, return_stats)
 
@@ -236,6 +237,7 @@ def _finished(penalty: Tensor, norms: Tensor, weight: float | Tensor, return_sta
     return (penalty, GradientStats.of(norms)) if return_stats else penalty
 
 
+@one_graph_break
 def gradient_penalty_from(
     outputs: Tensor,
     inputs: Structure,
@@ -290,21 +292,25 @@ def gradient_penalty_from(
     return _finished(penalty, norms, weight, return_stats)
 
 
+@one_graph_break
 def r1(critic: Callable, real: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
     """R1: weight * mean_i ||g_i||^2 at the real samples; `weight` is the gamma / 2 of Mescheder et al. 2018."""
     return gradient_penalty(critic, real, weight=weight, center=0.0, eps=0.0, at="real", **options)
 
 
+@one_graph_break
 def r2(critic: Callable, fake: Structure, *, weight: float | Tensor = 1.0, **options) -> Any:
     """R2: weight * mean_i ||g_i||^2 at the generated samples; `weight` is the gamma / 2 of Mescheder et al. 2018."""
     return gradient_penalty(critic, None, fake, weight=weight, center=0.0, eps=0.0, at="fake", **options)
 
 
+@one_graph_break
 def dragan(critic: Callable, real: Structure, **options) -> Any:
     """The penalty at noisy real samples, at="dragan" of `gradient_penalty` (Kodali et al. 2017, arXiv 1705.07215)."""
     return gradient_penalty(critic, real, at="dragan", **options)
 
 
+@one_graph_break
 def wgan_lp(critic: Callable, real: Structure, fake: Structure, **options) -> Any:
     """The one-sided penalty of WGAN-LP, weight * mean_i max(0, n_i - 1)^2 (Petzka et al. 2018, arXiv 1709.08894)."""
     return gradient_penalty(critic, real, fake, one_sided=True, **options)
@@ -356,6 +362,7 @@ class GradientPenalty(nn.Module):
             "return_stats": return_stats,
         }
 
+    @one_graph_break
     def forward(
         self,
         critic: Callable,

@@ -1,4 +1,4 @@
-"""Hooks on parameters and results are called as ever; hooks inside a critic make its graph PyTorch's to differentiate."""
+"""Hooks on parameters and results are called as ever; with hooks inside a critic PyTorch takes its graph."""
 
 import warnings
 
