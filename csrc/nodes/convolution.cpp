@@ -62,7 +62,8 @@ class Convolution final : public Rule {
 
   Values adjoint(Values values) override {
     layout_ = layout_for(weight_, input_.numel(), values[0].numel());
-    if (layout_ == Layout::channels_last && weight_.dim() == 3) add_height();
+    large_weight_ = layout_ == Layout::contiguous && input_.numel() + values[0].numel() <= weight_.numel();
+    if (layout_ != Layout::as_it_comes && weight_.dim() == 3) add_height();
     Tensor a = arranged(std::move(values[0]));
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = layout_ == Layout::as_it_comes ? std::get<0>(backward(a, input_, {true, false, false})) : data_gradient(a);
@@ -108,7 +109,7 @@ class Convolution final : public Rule {
   int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_}); }
 
  private:
-  // One dimension as two, of height 1: only four dimensions have channels_last.
+  // One dimension as two, of height 1, as oneDNN takes it: only four dimensions have channels_last.
   void add_height() {
     flat_ = true;
     weight_ = weight_.unsqueeze(2);
@@ -143,7 +144,7 @@ class Convolution final : public Rule {
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
   // convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint, dilated by the stride.
   bool gradient_by_convolution(const Tensor& z) const {
-    return layout_ == Layout::contiguous && z.dim() == 4 && z.size(0) >= 16 && !options_.transposed && options_.groups == 1;
+    return large_weight_ && z.dim() == 4 && z.size(0) >= 8 && !options_.transposed && options_.groups == 1;
   }
 
   Tensor weight_gradient(const Tensor& z, const Tensor& h) const {
@@ -175,6 +176,7 @@ class Convolution final : public Rule {
   ConvolutionOptions options_;
   Sizes sizes_;  // of the input
   Layout layout_ = Layout::as_it_comes;
+  bool large_weight_ = false;
   bool flat_ = false;
 };
 
