@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/node.h>
 
 #include <algorithm>
+#include <cstring>
+#include <typeinfo>
 #include <unordered_map>
 #include <unordered_set>
 
@@ -21,6 +23,12 @@ constexpr int kUnseen = -3, kDead = -2;
 bool has_hooks(Node& node) {
   return !node.tensor_pre_hooks().empty() || !node.pre_hooks().empty() || !node.post_hooks().empty() ||
          !node.retains_grad_hooks().empty();
+}
+
+// Differentiated by a backward pass of its own, into the parameters' .grad: PyTorch refuses one below a gradient with respect to
+// inputs, and so must whoever calls nodes directly. The class is the Python bindings', known by name here.
+bool is_reentrant_checkpoint(const Node& node) {
+  return !std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE") && node.name() == "CheckpointFunctionBackward";
 }
 
 class Reader {
@@ -91,6 +99,8 @@ class Reader {
       live |= edge.is_valid() && (target_of(edge) >= 0 || step_of(edge.function.get()) >= 0);
     if (!live) return;
     if (has_hooks(*node)) refuse(*node, "has a backward hook");
+    TORCH_CHECK(!is_reentrant_checkpoint(*node), "the critic holds a checkpoint with use_reentrant=True, which is incompatible with a "
+                "gradient with respect to inputs, in PyTorch too; pass use_reentrant=False.");
     index_[node.get()] = static_cast<int>(plan_.steps.size());
     auto& step = plan_.steps.emplace_back();
     step.node = node;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -37,6 +37,17 @@ def penalty(
     check_used(targets, gradients)
     with torch.set_grad_enabled(create_graph):
         return penalty_of(list(gradients), mask, options)
+
+
+def transformed(function: Callable, points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """(function(points), the gradient of its sum at each point) under torch.func, where no tensor can require grad."""
+
+    def total(*points):
+        y = function(list(points))
+        return y.sum(), y
+
+    gradients, y = torch.func.grad(total, argnums=tuple(range(len(points))), has_aux=True)(*points)
+    return y, list(gradients)
 
 
 def check_used(targets: dict[str, Target], gradients: Sequence[Tensor | None]) -> None:

@@ -36,6 +36,11 @@ def triton_is_installed() -> bool:
         return False
 
 
+def under_functions() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def under_transform() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: the fused ends then give way to plain PyTorch."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0

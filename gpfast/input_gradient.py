@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gpfast import autograd, tape
+from gpfast.backend import under_functions
 from gpfast.checks import check_arguments, check_tensor, checked_score
 from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
@@ -52,12 +53,20 @@ def input_gradient_loss(
     for name, x in named.items():
         check_tensor(name, x)
     derivatives = torch.is_grad_enabled()
+
+    def outputs(points):
+        return checked_score(call_critic(function, inputs, points, args, kwargs), output)
+
     with twice_differentiable(function, tensors_of(inputs)[0]):
-        with torch.enable_grad():
-            points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
-            y = checked_score(call_critic(function, inputs, points, args, kwargs), output)
-        y, gradients = _outputs_and_gradients(y, points, dict(zip(named, targets, strict=True)), engine, derivatives)
-    del points
+        if under_functions() and not takes_tape(engine):
+            y, gradients = autograd.transformed(outputs, tensors_of(inputs))
+        else:
+            with torch.enable_grad():
+                points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
+                y = outputs(points)
+            targets = dict(zip(named, targets, strict=True))
+            y, gradients = _outputs_and_gradients(y, points, targets, engine, derivatives)
+            del points
     if isinstance(inputs, Tensor):
         return loss(y, gradients[0])
     if isinstance(inputs, Mapping):

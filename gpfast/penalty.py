@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gpfast import reference, tape
+from gpfast.call import Call, in_parts
 from gpfast.checks import (
     check_alpha,
     check_arguments,
@@ -20,11 +21,11 @@ from gpfast.checks import (
     check_weight,
     checked_score,
 )
-from gpfast.chunks import Watch, check_chunks, check_independent, cut
+from gpfast.chunks import check_chunks
 from gpfast.engines import differentiated
-from gpfast.inputs import Structure, call_critic, named_tensors, pick_score, tensors_of
+from gpfast.inputs import Structure, named_tensors, tensors_of
 from gpfast.options import ENGINES, Options, checked
-from gpfast.points import Target, draw, plain_start, rooted
+from gpfast.points import draw, plain_start
 from gpfast.running import one_graph_break, twice_differentiable
 from gpfast.stats import GradientStats
 
@@ -146,7 +147,7 @@ def gradient_penalty(
                 return_stats=return_stats,
             )
     factor = 1.0 if isinstance(weight, Tensor) else float(weight)
-    call = _Call(critic, like, name, output, options, retain_graph)
+    call = Call(critic, like, name, output, options, retain_graph)
     with running:
         if chunks == 1:
             starts = call.rooted(draw(real, fake, at, alpha, generator)) if start is None else [start]
@@ -154,82 +155,8 @@ def gradient_penalty(
             penalty, norms = call.penalty(starts, mask, args, kwargs, factor)
         else:
             points = draw(real, fake, at, alpha, generator)
-            penalty, norms = _in_parts(call, points, mask, args, kwargs, factor, chunks)
+            penalty, norms = in_parts(call, points, mask, args, kwargs, factor, chunks)
     return _finished(penalty, norms, weight, return_stats)
-
-
-class _Call(NamedTuple):
-    """What stays the same from one part of a batch to the next."""
-
-    critic: Callable
-    like: Structure
-    name: str
-    output: Callable | int | str | None
-    options: Options
-    retain_graph: bool
-
-    @property
-    def ours(self) -> bool:
-        return self.options.at in ("interpolates", "dragan")
-
-    def rooted(self, points: list[Tensor]) -> list[tuple[Tensor, Target]]:
-        return [rooted(x, self.ours) for x in points]
-
-    def penalty(
-        self,
-        starts: list[tuple[Tensor, Target]],
-        mask: Structure | None,
-        args: tuple,
-        kwargs: Mapping | None,
-        weight: float,
-        onto: Tensor | None = None,
-        whole: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """(weight * penalty, norms) at the rooted points, which are used up."""
-        targets = [target for _, target in starts]
-        points = [point for point, _ in starts]
-        starts.clear()
-        with_graph = torch.is_grad_enabled()
-        torch._C._set_grad_enabled(True)
-        try:
-            result = call_critic(self.critic, self.like, points, args, kwargs)
-            scores = checked_score(result, self.output)
-        except RuntimeError as error:
-            if self.ours or "Root is a view" not in str(error):
-                raise
-            raise RuntimeError(
-                f"the critic writes to its input, or a view of it, in place, and with at={self.options.at!r} that is"
-                f" your `{self.name}`; pass {self.name}.clone(), or make the critic's first operation not in-place."
-            ) from error
-        finally:
-            torch._C._set_grad_enabled(with_graph)
-        del result, points
-        called = "the interpolates" if self.options.at == "interpolates" else self.name
-        named = dict(zip(named_tensors(self.like, called), targets, strict=True))
-        release = not self.retain_graph
-        return differentiated(scores, named, mask, self.options, weight, release=release, onto=onto, whole=whole)
-
-
-def _in_parts(call: _Call, points, mask, args, kwargs, weight: float, chunks: int) -> tuple[Tensor, Tensor]:
-    """As `call.penalty`, the batch cut into `chunks` parts: the gradients of a part are added to those before it."""
-    parts = list(cut(points, mask, args, kwargs, chunks))
-    if len(parts) > 1:
-        check_independent(call.critic, call.like, points, args, kwargs, lambda r: pick_score(r, call.output))
-    watch, total, norms = Watch(call.critic), None, []
-    for part in parts:
-        share = part.share if call.options.reduction == "mean" else 1.0
-        total, n = call.penalty(
-            call.rooted(part.points),
-            part.mask,
-            part.args,
-            part.kwargs,
-            weight * share,
-            onto=total,
-            whole=len(parts) == 1,
-        )
-        norms.append(n)
-        watch.check()
-    return total, torch.cat(norms)
 
 
 def _finished(penalty: Tensor, norms: Tensor, weight: float | Tensor, return_stats: bool):
