@@ -11,6 +11,7 @@
 #include <tuple>
 #include <utility>
 
+#include "ops/convolution.h"
 #include "ops/relayout.h"
 
 namespace gpfast {
@@ -92,7 +93,11 @@ class Convolution final : public Rule {
         Tensor more;
         const Tensor h = arranged(take(input_));
         if (gradient_by_convolution(b)) {
-          more = weight_gradient(b, h);
+          if (ours(gradient)) {
+            add_kernel_gradient(gradient, sums(b, h));
+          } else {
+            more = weight_gradient(b, h);
+          }
           if (place.wanted(0)) below = data_gradient(b);
         } else {
           std::tie(below, more, bias) = backward(b, h, {place.wanted(0), true, place.wanted(2) && !apart});
@@ -149,12 +154,14 @@ class Convolution final : public Rule {
 
   Tensor weight_gradient(const Tensor& z, const Tensor& h) const {
     if (!gradient_by_convolution(z)) return std::get<1>(backward(z, h, {false, true, false}));
+    return kernel_gradient(sums(z, h), weight_.sizes().slice(2));
+  }
+
+  // (inputs, outputs, k0', k1'): what the stride cut off at the end gives rows that belong to no weight.
+  Tensor sums(const Tensor& z, const Tensor& h) const {
     const auto& o = options_;
     const Ints none{0, 0};
-    Tensor found = at::convolution(h.transpose(0, 1), z.transpose(0, 1), {}, o.dilation, o.padding, o.stride, false, none, 1);
-    // What the stride cut off at the end gives rows that belong to no weight.
-    for (int64_t d = 2; d < 4; ++d) found = found.narrow(d, 0, weight_.size(d));
-    return found.transpose(0, 1).contiguous();
+    return at::convolution(h.transpose(0, 1), z.transpose(0, 1), {}, o.dilation, o.padding, o.stride, false, none, 1);
   }
 
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& z, const Tensor& h, std::array<bool, 3> mask) const {
