@@ -3,11 +3,16 @@
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 
+#include <cmath>
+#include <limits>
 #include <typeindex>
 #include <unordered_map>
 
+#include "nodes/activation.h"
 #include "nodes/arithmetic.h"
 #include "nodes/convolution.h"
+#include "nodes/dropout.h"
+#include "nodes/gate.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/normalize.h"
@@ -16,6 +21,7 @@
 #include "nodes/reduce.h"
 #include "nodes/resample.h"
 #include "nodes/shape.h"
+#include "nodes/softmax.h"
 
 namespace gpfast {
 namespace {
@@ -114,9 +120,172 @@ void convolutions(Table& table) {
   on<ConvolutionBackward1>(table, [](auto& node, const Place& place) { return convolution_of(node, place); });  // of traced code
 }
 
-// Activations: nodes/activation.h, nodes/softmax.h, nodes/dropout.h
+// Activations: nodes/gate.h, nodes/activation.h, nodes/softmax.h, nodes/dropout.h
 
-void activations(Table& table) {}
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+template <typename T>
+Made rrelu(T& node, const Place& place, at::Tensor h, bool is_result) {
+  const double lower = node.lower.toDouble(), upper = node.upper.toDouble(), slope = (lower + upper) / 2;
+  if (node.training && upper - lower > 1e-6) return noise_rule(place, input(node.noise_));
+  return is_result && slope < 0 ? nullptr : gate_rule(place, std::move(h), {Test::kAbove, 0, 0, {1, slope}});
+}
+
+void slopes(Table& table) {
+  on<ReluBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return gate_rule(place, result(node.result_, node), {Test::kWithin, -kInfinity, 0, {0, 1}});
+  });
+  on<LeakyReluBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return gate_rule(place, input(node.self_), {Test::kAbove, 0, 0, {1, node.negative_slope.toDouble()}});
+  });
+  on<LeakyReluBackward1>(table, [](auto& node, const Place& place) -> Made {
+    // PyTorch refuses a negative slope: the result's sign would not be the input's.
+    const double slope = node.negative_slope.toDouble();
+    return slope < 0 ? nullptr : gate_rule(place, result(node.result_, node), {Test::kAbove, 0, 0, {1, slope}});
+  });
+  on<RreluWithNoiseBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return rrelu(node, place, input(node.self_), /*is_result=*/false);
+  });
+  on<RreluWithNoiseBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return rrelu(node, place, result(node.result_, node), /*is_result=*/true);
+  });
+  on<PreluKernelBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return prelu_rule(place, input(node.self_), input(node.weight_));
+  });
+  on<AbsBackward0>(table, [](auto& node, const Place& place) -> Made { return abs_rule(place, input(node.self_)); });
+}
+
+// Flat inside an interval, or outside.
+void intervals(Table& table) {
+  const auto threshold = [](auto& node, const Place& place) -> Made {
+    return gate_rule(place, input(node.self_), {Test::kWithin, -kInfinity, node.threshold.toDouble(), {0, 1}});
+  };
+  on<ThresholdBackward0>(table, threshold);
+  on<ThresholdBackward1>(table, threshold);
+  on<HardtanhBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return gate_rule(place, input(node.self_), {Test::kBetween, node.min_val.toDouble(), node.max_val.toDouble(), {1, 0}});
+  });
+  on<HardsigmoidBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return gate_rule(place, input(node.self_), {Test::kBetween, -3, 3, {1.0 / 6, 0}});
+  });
+  on<ClampBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return clamp_rule(place, input(node.self_), node.min, node.max);
+  });
+  on<ClampMinBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return clamp_rule(place, input(node.self_), node.min, std::nullopt);
+  });
+  on<ClampMaxBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return clamp_rule(place, input(node.self_), std::nullopt, node.max);
+  });
+  const auto shrink = [](auto& node, const Place& place) -> Made { return shrink_rule(place, input(node.self_), node.lambd); };
+  on<SoftshrinkBackward0>(table, shrink);
+  on<HardshrinkBackward0>(table, shrink);
+}
+
+template <typename T, Activation kind>
+void of_input(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made { return activation_rule(place, input(node.self_), {kind}); });
+}
+template <typename T, Activation kind>
+void of_result(Table& table) {
+  on<T>(table, [](auto& node, const Place& place) -> Made { return activation_rule(place, result(node.result_, node), {kind}); });
+}
+
+void curves_without_parameters(Table& table) {
+  of_result<TanhBackward0, Activation::kTanh>(table);
+  of_result<SigmoidBackward0, Activation::kSigmoid>(table);
+  of_input<SiluBackward0, Activation::kSilu>(table);
+  of_input<MishBackward0, Activation::kMish>(table);
+  of_input<HardswishBackward0, Activation::kHardswish>(table);
+  of_result<SqrtBackward0, Activation::kSqrt>(table);
+  of_result<RsqrtBackward0, Activation::kRsqrt>(table);
+  of_result<ReciprocalBackward0, Activation::kReciprocal>(table);
+  of_input<SinBackward0, Activation::kSin>(table);
+  of_input<CosBackward0, Activation::kCos>(table);
+  of_result<TanBackward0, Activation::kTan>(table);
+  of_input<SinhBackward0, Activation::kSinh>(table);
+  of_input<CoshBackward0, Activation::kCosh>(table);
+  of_input<AtanBackward0, Activation::kAtan>(table);
+  of_input<ErfBackward0, Activation::kErf>(table);
+}
+
+void linear_units(Table& table) {
+  on<SoftplusBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {Activation::kSoftplus, node.beta.toDouble(), node.threshold.toDouble()});
+  });
+  on<LogSigmoidBackward0>(table, [](auto& node, const Place& place) -> Made {
+    result(node.buffer_, node);
+    return activation_rule(place, input(node.self_), {Activation::kSoftplus, -1, kInfinity});
+  });
+  on<EluBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), elu(Activation::kElu, node.alpha, node.scale, node.input_scale));
+  });
+  on<EluBackward1>(table, [](auto& node, const Place& place) -> Made {
+    at::Tensor y = result(node.result_, node);
+    if (node.alpha.toDouble() < 0) return nullptr;  // PyTorch refuses it
+    return activation_rule(place, std::move(y), elu(Activation::kEluOfResult, node.alpha, node.scale, node.input_scale));
+  });
+  on<CeluBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), elu(Activation::kElu, node.alpha, 1, 1.0 / node.alpha.toFloat()));
+  });
+  on<CeluBackward1>(table, [](auto& node, const Place& place) -> Made {
+    at::Tensor y = result(node.result_, node);
+    if (node.alpha.toDouble() < 0) return nullptr;
+    return activation_rule(place, std::move(y), elu(Activation::kEluOfResult, node.alpha, 1, 1.0 / node.alpha.toFloat()));
+  });
+  on<GeluBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {node.approximate == "tanh" ? Activation::kGeluTanh : Activation::kGelu});
+  });
+}
+
+void exponentials_and_powers(Table& table) {
+  on<ExpBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, result(node.result_, node), {Activation::kExponential, 1, 0});
+  });
+  on<Exp2Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, result(node.result_, node), {Activation::kExponential, std::log(2.0), 0});
+  });
+  on<Expm1Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, result(node.result_, node), {Activation::kExponential, 1, 1});
+  });
+  on<LogBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {Activation::kLogarithm, 1, 0});
+  });
+  on<Log2Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {Activation::kLogarithm, 1 / std::log(2.0), 0});
+  });
+  on<Log10Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {Activation::kLogarithm, 1 / std::log(10.0), 0});
+  });
+  on<Log1PBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return activation_rule(place, input(node.self_), {Activation::kLogarithm, 1, 1});
+  });
+  on<PowBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return power_rule(place, input(node.self_), node.exponent);
+  });
+}
+
+void softmaxes_and_dropout(Table& table) {
+  on<SoftmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return softmax_rule(place, result(node.result_, node), node.dim);
+  });
+  on<LogSoftmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return log_softmax_rule(place, result(node.result_, node), node.dim);
+  });
+  on<LogsumexpBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return logsumexp_rule(place, input(node.self_), result(node.result_, node), node.dim, node.keepdim);
+  });
+  on<NativeDropoutBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const bool drops = node.train.value_or(false);
+    return dropout_rule(place, result(node.result1_, node), !drops ? 1 : node.p == 1 ? 0 : 1 / (1 - node.p));
+  });
+}
+
+void activations(Table& table) {
+  for (auto* add :
+       {&slopes, &intervals, &curves_without_parameters, &linear_units, &exponentials_and_powers, &softmaxes_and_dropout})
+    add(table);
+}
 
 // Normalisation: nodes/normalize.h
 

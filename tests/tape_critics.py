@@ -81,7 +81,7 @@ def outcome(engine, critic, real, fake, options):
     return done
 
 
-def agrees(critic, real=None, fake=None, *, engines=ENGINES, **options):
+def agrees(critic, real=None, fake=None, *, engines=ENGINES, tolerance=1e-10, **options):
     """Value, every gradient and every buffer of each engine are the reference's in float64; returns that of the tape.
 
     critic: a module, or the `forward` of a Critic. A parameter that eager leaves without gradient may get zeros.
@@ -95,7 +95,8 @@ def agrees(critic, real=None, fake=None, *, engines=ENGINES, **options):
     assert any(g is not None and g.any() for g in expected.gradients.values()), (
         "a critic without gradient proves nothing"
     )
-    return {engine: same(outcome(engine, critic, real, fake, options), expected, engine) for engine in engines}
+    outcomes = {engine: outcome(engine, critic, real, fake, options) for engine in engines}
+    return {engine: same(ours, expected, engine, tolerance) for engine, ours in outcomes.items()}
 
 
 def same(ours, expected, engine, tolerance=1e-10):

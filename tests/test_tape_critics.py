@@ -190,8 +190,10 @@ CRITICS = [f for f in list(globals().values()) if getattr(f, "__module__", "") =
 
 @pytest.mark.parametrize("forward", CRITICS, ids=lambda f: f.__name__)
 def test_exact_with(forward):
-    agrees(forward)
-    agrees(forward, at="real", reduction="none")
+    # Kernels for the derivative of float32's tanh round in different orders.
+    tolerance = 1e-6 if forward is results_of_low_precision else 1e-10
+    agrees(forward, tolerance=tolerance)
+    agrees(forward, tolerance=tolerance, at="real", reduction="none")
 
 
 @pytest.mark.parametrize("critic", [lambda x: x, lambda x: x.t()[1:], lambda x: x[:, 2], lambda x: 3 * x.relu()])
@@ -366,7 +368,7 @@ def test_a_default_device(device):
     critics, (real, fake) = (Critic(one_module_many_times), Critic(results_of_low_precision)), data()
     with torch.device(device):
         agrees(critics[0], real, fake)
-        agrees(critics[1], real, fake, reduction="none")
+        agrees(critics[1], real, fake, tolerance=1e-6, reduction="none")
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])

@@ -1,0 +1,91 @@
+#include "nodes/activation.h"
+
+#include <ATen/ops/empty_like.h>
+
+#include "nodes/layout.h"
+
+namespace gpfast {
+namespace {
+
+using at::Tensor;
+
+// With s and c the first and second derivative: s a; s t; s b + c a t. The last term is made in the tangent sweep, in a's memory,
+// so that t need not be kept, nor what the activation saved where b is absent.
+class ActivationRule : public Rule {
+ public:
+  ActivationRule(const Place& place, Tensor saved, const Curve& curve) : Rule(place), saved_(std::move(saved)), curve_(curve) {}
+  const char* name() const override { return "activation"; }
+  bool bends() const override { return true; }
+  int64_t kept() const override { return bytes_of({saved_, a_, bend_}); }
+
+  Values adjoint(Values a) override {
+    Tensor z = dense(std::move(a[0]), saved_);
+    order_ = order_of(z);
+    saved_ = relaid(saved_, order_);
+    Values out(1);
+    if (place.wanted(0)) a_ = z;
+    const bool in_place = ours(z);
+    out[0] = slope(z, saved_, curve_, in_place);
+    if (!place.wanted(0) && !place.tangent) saved_ = Tensor();
+    return out;
+  }
+
+  Values tangent(Values t) override {
+    Values out(1);
+    bend_ = Tensor();
+    if (t[0].defined() && place.wanted(0)) {
+      Tensor a = take(a_), z = relaid(std::move(t[0]), order_);
+      if (!ours(a)) a = at::empty_like(a).copy_(a);
+      const bool in_place = ours(z);
+      out[0] = slope_and_curve(z, a, saved_, curve_, in_place);
+      bend_ = std::move(a);
+    } else if (t[0].defined() && place.tangent) {
+      Tensor z = relaid(std::move(t[0]), order_);
+      const bool in_place = ours(z);
+      out[0] = slope(z, saved_, curve_, in_place);
+    }
+    if (!place.bent) take(saved_);
+    return out;
+  }
+
+  Values second(Values b) override {
+    Values out(1);
+    Tensor bend = std::move(bend_);
+    if (place.wanted(0) && b[0].defined()) {
+      if (bend.defined()) {
+        add_slope(bend, relaid(std::move(b[0]), order_), saved_, curve_);
+      } else {
+        Tensor z = relaid(std::move(b[0]), order_);
+        const bool in_place = ours(z);
+        bend = slope(z, saved_, curve_, in_place);
+      }
+    }
+    take(saved_);
+    take(a_);
+    out[0] = std::move(bend);
+    return out;
+  }
+
+ private:
+  Tensor saved_;
+  Curve curve_;
+  Order order_;  // of every tensor here: the adjoint's
+  Tensor a_, bend_;  // the adjoint, until it becomes c a t
+};
+
+}  // namespace
+
+std::unique_ptr<Rule> activation_rule(const Place& place, Tensor saved, const Curve& curve) {
+  if (!real(saved) || !place.only(0b1)) return nullptr;
+  return std::make_unique<ActivationRule>(place, std::move(saved), curve);
+}
+
+std::unique_ptr<Rule> power_rule(const Place& place, Tensor h, const at::Scalar& exponent) {
+  if (exponent.isComplex()) return nullptr;
+  const double p = exponent.toDouble();
+  if (p == 0 || p == 1) return nullptr;
+  const auto kind = p == 2 ? Activation::kSquare : p == 3 ? Activation::kCube : Activation::kPower;
+  return activation_rule(place, std::move(h), {kind, p});
+}
+
+}  // namespace gpfast

@@ -1,0 +1,45 @@
+#pragma once
+// Smooth activations: their first and second derivatives s and c, of what the activation saved, its input or its result.
+#include <ATen/core/Tensor.h>
+
+namespace gpfast {
+
+// Each is a struct of formulas in ops/activation_formulas.h, where the parameters are explained.
+#define GPFAST_FOR_EACH_FUSED_ACTIVATION(_)                                                                              \
+  _(Tanh) _(Sigmoid) _(Softplus) _(Elu) _(EluOfResult) _(Silu) _(Gelu) _(GeluTanh) _(Mish) _(Hardswish) _(Exponential)   \
+  _(Logarithm) _(Sqrt) _(Rsqrt) _(Reciprocal) _(Square) _(Cube) _(Tan) _(Atan) _(Erf)
+// These no compiler vectorises, so PyTorch's operators compute them.
+#define GPFAST_FOR_EACH_ACTIVATION(_) GPFAST_FOR_EACH_FUSED_ACTIVATION(_) _(Power) _(Sin) _(Cos) _(Sinh) _(Cosh)
+
+enum class Activation : int64_t {
+#define GPFAST_NAME(name) k##name,
+  GPFAST_FOR_EACH_ACTIVATION(GPFAST_NAME)
+#undef GPFAST_NAME
+};
+inline bool fused(Activation kind) { return kind < Activation::kPower; }
+
+struct Curve {
+  Activation kind;
+  double p = 0, q = 0, r = 0;
+};
+
+// In all of these the tensors are dense and alike.
+// s z; in place where told.
+at::Tensor slope(const at::Tensor& z, const at::Tensor& saved, const Curve& by, bool in_place);
+// s t, in place where told; a becomes c a t.
+at::Tensor slope_and_curve(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by, bool in_place);
+// into += s z.
+void add_slope(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
+
+// The kernels behind them: s z is written to out, which may be z.
+void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
+void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
+                         const at::Tensor& out);
+void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
+// The same in PyTorch's own operators, for every device.
+void slope_plain(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
+void slope_and_curve_plain(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
+                           const at::Tensor& out);
+void add_slope_plain(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
+
+}  // namespace gpfast

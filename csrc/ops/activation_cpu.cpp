@@ -1,0 +1,156 @@
+// The CPU kernels of the smooth activations: a piece's derivatives are laid out in the cache, then applied.
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+
+#include "ops/activation.h"
+#include "ops/activation_formulas.h"
+#include "ops/simd.h"
+
+namespace gpfast {
+namespace {
+
+constexpr int64_t kPiece = 512;
+
+template <template <typename> class Formula, typename A>
+GPFAST_INLINE void fill(const A* __restrict__ x, formulas::Parameters<A> by, A* __restrict__ slope, A* __restrict__ curve,
+                        int64_t n) {
+  if (curve) {
+    for (int64_t i = 0; i < n; ++i) {
+      slope[i] = Formula<A>::slope(x[i], by);
+      curve[i] = Formula<A>::curve(x[i], by);
+    }
+  } else {
+    for (int64_t i = 0; i < n; ++i) slope[i] = Formula<A>::slope(x[i], by);
+  }
+}
+
+// s and, where it is not null, c of n numbers.
+template <typename A>
+GPFAST_INLINE void derivatives_of(const A* x, const Curve& by, A* slope, A* curve, int64_t n) {
+  const formulas::Parameters<A> parameters{static_cast<A>(by.p), static_cast<A>(by.q), static_cast<A>(by.r)};
+  switch (by.kind) {
+#define GPFAST_CASE(name) \
+  case Activation::k##name: return fill<formulas::name>(x, parameters, slope, curve, n);
+    GPFAST_FOR_EACH_FUSED_ACTIVATION(GPFAST_CASE)
+#undef GPFAST_CASE
+    default: TORCH_INTERNAL_ASSERT(false);
+  }
+}
+
+// In the loops below every operand may be written where it is read.
+
+template <typename T, typename A>
+GPFAST_INLINE void multiply(const T* z, const A* s, T* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) out[i] = narrow<T>(s[i] * widen(z[i]));
+}
+
+template <typename T, typename A>
+GPFAST_INLINE void multiply_both(const T* t, T* a, const A* s, const A* c, T* out, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) {
+    const A x = widen(t[i]);
+    a[i] = narrow<T>(c[i] * widen(a[i]) * x);
+    out[i] = narrow<T>(s[i] * x);
+  }
+}
+
+template <typename T, typename A>
+GPFAST_INLINE void multiply_add(const T* z, const A* s, T* into, int64_t n) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; ++i) into[i] = narrow<T>(widen(into[i]) + s[i] * widen(z[i]));
+}
+
+template <typename T>
+GPFAST_INLINE void widen_all(const T* x, float* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
+}
+
+#define GPFAST_DEFINE(A)                                                                                         \
+  GPFAST_CLONES void derivatives(const A* x, const Curve& by, A* slope, A* curve, int64_t n) {                   \
+    derivatives_of(x, by, slope, curve, n);                                                                      \
+  }
+GPFAST_DEFINE(float)
+GPFAST_DEFINE(double)
+#undef GPFAST_DEFINE
+
+#define GPFAST_DEFINE(T) \
+  GPFAST_CLONES void to_wide(const T* x, float* out, int64_t n) { widen_all(x, out, n); }
+GPFAST_DEFINE(at::Half)
+GPFAST_DEFINE(at::BFloat16)
+#undef GPFAST_DEFINE
+
+#define GPFAST_DEFINE(T)                                                                                         \
+  GPFAST_CLONES void scale(const T* z, const Accumulate<T>* s, T* out, int64_t n) { multiply(z, s, out, n); }    \
+  GPFAST_CLONES void scale_both(const T* t, T* a, const Accumulate<T>* s, const Accumulate<T>* c, T* out, int64_t n) { \
+    multiply_both(t, a, s, c, out, n);                                                                           \
+  }                                                                                                              \
+  GPFAST_CLONES void add_scaled(const T* z, const Accumulate<T>* s, T* into, int64_t n) { multiply_add(z, s, into, n); }
+GPFAST_FOR_EACH_DTYPE(GPFAST_DEFINE)
+#undef GPFAST_DEFINE
+
+template <typename T>
+struct Derivatives {
+  using A = Accumulate<T>;
+  A wide[kPiece], slope[kPiece], curve[kPiece];
+
+  void find(const T* saved, const Curve& by, bool second, int64_t n) {
+    const A* x = wide;
+    if constexpr (std::is_same_v<T, A>) x = saved;
+    else to_wide(saved, wide, n);
+    derivatives(x, by, slope, second ? curve : nullptr, n);
+  }
+};
+
+// Calls apply(derivatives, begin, n) for pieces of what was saved.
+template <typename T, typename F>
+void with_derivatives(const at::Tensor& saved, const Curve& by, bool second, const F& apply) {
+  const T* from = saved.const_data_ptr<T>();
+  at::parallel_for(0, saved.numel(), kGrain, [&](int64_t begin, int64_t end) {
+    Derivatives<T> found;
+    for (int64_t i = begin; i < end; i += kPiece) {
+      const int64_t n = std::min(kPiece, end - i);
+      found.find(from + i, by, second, n);
+      apply(found, i, n);
+    }
+  });
+}
+
+}  // namespace
+
+void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out) {
+  if (!fused(by.kind)) return slope_plain(z, saved, by, out);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "slope", [&] {
+    const auto* from = z.const_data_ptr<scalar_t>();
+    auto* to = out.mutable_data_ptr<scalar_t>();
+    with_derivatives<scalar_t>(saved, by, false, [&](const auto& found, int64_t begin, int64_t n) {
+      scale(from + begin, found.slope, to + begin, n);
+    });
+  });
+}
+
+void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
+                         const at::Tensor& out) {
+  if (!fused(by.kind)) return slope_and_curve_plain(t, a, saved, by, out);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "slope_and_curve", [&] {
+    const auto* tangent = t.const_data_ptr<scalar_t>();
+    auto* adjoint = a.mutable_data_ptr<scalar_t>();
+    auto* to = out.mutable_data_ptr<scalar_t>();
+    with_derivatives<scalar_t>(saved, by, true, [&](const auto& found, int64_t begin, int64_t n) {
+      scale_both(tangent + begin, adjoint + begin, found.slope, found.curve, to + begin, n);
+    });
+  });
+}
+
+void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by) {
+  if (!fused(by.kind)) return add_slope_plain(into, z, saved, by);
+  AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "add_slope_", [&] {
+    const auto* from = z.const_data_ptr<scalar_t>();
+    auto* to = into.mutable_data_ptr<scalar_t>();
+    with_derivatives<scalar_t>(saved, by, false, [&](const auto& found, int64_t begin, int64_t n) {
+      add_scaled(from + begin, found.slope, to + begin, n);
+    });
+  });
+}
+
+}  // namespace gpfast

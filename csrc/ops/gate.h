@@ -1,0 +1,40 @@
+#pragma once
+// Piecewise-linear activations: an element passes one of two slopes, by a bit.
+#include <ATen/core/Tensor.h>
+
+#include <tuple>
+
+namespace gpfast {
+
+// When an element's bit is set. None is for a NaN.
+enum class Test : int64_t {
+  kAbove,    // lower < h
+  kBetween,  // lower < h < upper
+  kWithin,   // lower <= h <= upper
+};
+
+// An element is multiplied by `on` where its bit is set, by `off` elsewhere. A slope of zero gives zero, whatever the element.
+struct Slopes {
+  double on, off;
+};
+
+struct Gate {
+  Test test;
+  double lower, upper;
+  Slopes slopes;
+};
+
+// z, dense, by the slopes that `decider`, of any strides, gives; and the bits, eight a byte, in z's order in memory. weight,
+// where defined, is the slope where the bit is not set: it has z's dimensions, of which at most one is not 1. In place where told.
+std::tuple<at::Tensor, at::Tensor> gate(const at::Tensor& z, const at::Tensor& decider, const at::Tensor& weight, const Gate& by,
+                                        bool in_place);
+// z by the slopes of bits that gate() made; z lies in memory as it did there.
+at::Tensor gated(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& slopes, bool in_place);
+
+// The kernels behind them: z by its slopes is written to out, which may be z.
+at::Tensor gate_cpu(const at::Tensor& z, at::Tensor decider, const at::Tensor& weight, const Gate& by, const at::Tensor& out);
+void gated_cpu(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& by, const at::Tensor& out);
+
+inline int64_t bytes_of_bits(int64_t numel) { return (numel + 7) / 8; }
+
+}  // namespace gpfast
