@@ -7,6 +7,7 @@ dispatched.
 
 from __future__ import annotations
 
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable
@@ -18,8 +19,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
-
-from gpfast.kernels import launch
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
 _OVERWRITERS = {"bernoulli_", "copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}
@@ -65,14 +64,14 @@ def measure(function: Callable[[], Any], *, existing: Any = (), granularity: int
     """
     if granularity < 1:
         raise ValueError(f"`granularity` must be at least 1 byte; got {granularity}.")
-    counter = _Counter(granularity)
+    counter = Counter(granularity)
     counter.add_existing(existing)
     with counter:
         function()
-    return Cost(counter.peak, counter.launches, counter.flop, counter.moved)
+    return counter.cost
 
 
-class _Counter(TorchDispatchMode):
+class Counter(TorchDispatchMode):
     """Sees every operator below autograd. It keeps weak references only, so nothing lives longer for being counted."""
 
     def __init__(self, granularity: int) -> None:
@@ -94,7 +93,7 @@ class _Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         # In inference mode whole composites arrive: what is counted is their parts.
-        if function.namespace == "aten" and function._overloadpacket not in flop_registry:
+        if function.namespace == "aten" and not _flop_formula(function):
             with self:
                 result = function.decompose(*args, **kwargs)
             if result is not NotImplemented:
@@ -113,13 +112,26 @@ class _Counter(TorchDispatchMode):
             self._meet(tensor, new=True)  # out= may have grown it
         written = [] if _only_allocates(function) else [t for t in _distinct(made + changed) if t.numel()]
         if written:
-            self.launches += _kernels(function, args, kwargs)
-            formula = flop_registry.get(function._overloadpacket)
-            self.flop += formula(*args, **kwargs, out_val=result) if formula else 0
+            formula = _flop_formula(function)
             unread = {id(tensor) for tensor in overwritten}
             read = [] if _only_fills(function) else [t for t in _distinct(inputs) if id(t) not in unread]
-            self.moved += sum(map(_touched_bytes, read)) + sum(map(_touched_bytes, written))
+            self.count(
+                _kernels(function, args, kwargs),
+                formula(*args, **kwargs, out_val=result) if formula else 0,
+                sum(map(_touched_bytes, read)) + sum(map(_touched_bytes, written)),
+            )
         return result
+
+    def count(self, launches: int, flop: int, moved: int) -> None:
+        """Adds what one dispatched operator cost."""
+        self.launches += launches
+        self.flop += flop
+        self.moved += moved
+
+    @property
+    def cost(self) -> Cost:
+        """What was counted so far."""
+        return Cost(self.peak, self.launches, self.flop, self.moved)
 
     def _meet(self, tensor: Tensor, new: bool) -> None:
         if tensor.layout != torch.strided:
@@ -159,6 +171,15 @@ def _touched_bytes(tensor: Tensor) -> int:
     return math.prod(n for n, step in sizes if step != 0 or n == 0) * tensor.element_size()
 
 
+@functools.cache
+def _flop_formula(function) -> Callable | None:
+    """The registry's formula: an operator that writes into its first argument, addmm_, has that of addmm."""
+    packet = function._overloadpacket
+    if packet not in flop_registry and function.namespace == "aten" and function._schema.name.endswith("_"):
+        packet = getattr(torch.ops.aten, function._schema.name.removeprefix("aten::").rstrip("_"), None)
+    return flop_registry.get(packet)
+
+
 def _only_allocates(function) -> bool:
     if torch.Tag.inplace_view in function.tags:  # t_, squeeze_, set_, resize_: the tensor changes, its memory does not
         return True
@@ -188,6 +209,8 @@ def _kernels(function, args: tuple, kwargs: dict) -> int:
     """How many launches one dispatched operator is: for a fused one of gpfast its GPU kernels, for any other 1."""
     if function.namespace != "gpfast":
         return 1
+    from gpfast.kernels import launch  # only where gpfast is installed
+
     bound = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
     name = function._schema.name
     if name == "gpfast::interpolate":

@@ -48,6 +48,13 @@ def test_views_and_metadata_are_free(x, function):
     assert measure(lambda: function(x)) == Cost(0, 0, 0, 0)
 
 
+def test_products_written_in_place_have_the_flop_of_their_kind():
+    x, a, b = torch.zeros(4, 5), torch.ones(4, 3), torch.ones(3, 5)
+    assert measure(lambda: x.addmm_(a, b)).flop == measure(lambda: torch.addmm(x, a, b)).flop == 2 * 4 * 3 * 5
+    x, a, b = (t.expand(2, *t.shape).clone() for t in (x, a, b))
+    assert measure(lambda: x.baddbmm_(a, b)).flop == 2 * 2 * 4 * 3 * 5
+
+
 def test_an_allocation_takes_memory_and_no_launch(x):
     assert measure(lambda: torch.empty(4, 5)) == Cost(UNIT, 0, 0, 0)
     assert measure(lambda: (torch.empty_like(x), x.new_empty(4, 5))) == Cost(2 * UNIT, 0, 0, 0)
