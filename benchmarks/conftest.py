@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gpfast.cli import machine
+from gpfast.machine import machine_line
 
 
 def pytest_configure(config):
@@ -18,7 +19,7 @@ def pytest_configure(config):
 
 
 def pytest_report_header():
-    return [machine.machine_line("cpu"), machine.malloc_line()]
+    return [machine_line("cpu"), machine.malloc_line()]
 
 
 def pytest_collection_modifyitems(items):

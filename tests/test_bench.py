@@ -12,7 +12,8 @@ import gpfast
 from gpfast import zoo
 from gpfast.__main__ import main
 from gpfast.cli import bench, competitors, machine, table, timing
-from gpfast.cli.gate import Gate, Outcome, exact_failures, outcome, rounded_failures
+from gpfast.cli.gate import Gate, outcome
+from gpfast.compare import Outcome, exact_failures, rounded_failures
 
 TINY = ["--repeats", "2", "--seconds", "0.1", "--batch", "4", "--threads", "1"]
 

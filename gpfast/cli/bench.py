@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from gpfast import cost, zoo
 from gpfast.cli import machine, table, timing
-from gpfast.cli.arguments import positive
+from gpfast.cli.arguments import DTYPES, absent, device, positive
 from gpfast.cli.competitors import (
     COMPETITORS,
     COMPILE,
@@ -24,9 +24,10 @@ from gpfast.cli.competitors import (
     step_function,
 )
 from gpfast.cli.gate import Gate
+from gpfast.columns import first_line
+from gpfast.machine import machine_line, versions
 from gpfast.penalty import ENGINES
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 GATE_BATCH = 2
 
 DESCRIPTION = """\
@@ -127,7 +128,7 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="PyTorch's CPU threads (default: what PyTorch takes by itself)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of critic and data (default float32)")
-    parser.add_argument("--device", type=_device, default="cpu", help="of critic and data (default cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="of critic and data (default cpu)")
     return parser
 
 
@@ -137,10 +138,8 @@ def run(args: argparse.Namespace) -> int:
         earlier, about = table.read_json(args.against) if args.against else (None, {})
     except (OSError, ValueError) as error:
         return _refuse(f"--against: {error}")
-    try:
-        torch.zeros(1, device=args.device).item()
-    except Exception as error:  # each backend has its own way to say that it is absent
-        return _refuse(f"--device {args.device} cannot be used: {_first_line(error)}")
+    if why := absent(args.device):
+        return _refuse(why)
     try:
         if args.json:  # before anything is measured
             there = args.json.exists()
@@ -154,12 +153,12 @@ def run(args: argparse.Namespace) -> int:
     rows, red, stopped = _measure_all(args)
     settings = {"batch": args.batch, "repeats": args.repeats, "seconds": args.seconds, "dtype": args.dtype}
     settings |= {"device": str(args.device), "threads": torch.get_num_threads(), "malloc": machine.malloc_line()}
-    line, versions = machine.machine_line(args.device), machine.versions()
+    line, found = machine_line(args.device), versions()
     if args.json and (rows or not stopped):
-        table.write_json(args.json, rows, machine=line, versions=versions, settings=settings | {"stopped": stopped})
+        table.write_json(args.json, rows, machine=line, versions=found, settings=settings | {"stopped": stopped})
     if rows:
         print(table.render(rows, earlier))
-        print(_footer(line, versions, settings))
+        print(_footer(line, found, settings))
         for key in ("dtype", "device", "threads"):
             then = about.get("settings", settings).get(key)
             if then != settings[key]:
@@ -181,7 +180,7 @@ def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool, bool]
                 tqdm.write("stopped; what was finished follows", file=sys.stderr)
                 return rows, red, True
             except Exception as error:  # out of memory, an operator that lacks the dtype, a batch that a norm refuses
-                found, failures = [], [_first_line(error)]
+                found, failures = [], [first_line(error)]
             rows += found
             red = red or bool(failures)
             for failure in failures:
@@ -234,7 +233,7 @@ def _compiled_step(gate: Gate, critic: torch.nn.Module) -> tuple[Callable[[], No
         penalty = compiled_penalty(critic, gate.case)
         failures = gate.real_failures(penalty, critic, COMPILE_SLACK)
     except Exception as error:  # whatever the compiler raises is the answer
-        return None, f"cannot be compiled so: {_first_line(error)}"
+        return None, f"cannot be compiled so: {first_line(error)}"
     return (None, f"fails the gate: {failures[0]}") if failures else (step_function(penalty, critic), "")
 
 
@@ -245,18 +244,6 @@ def _footer(line: str, versions: dict[str, str], settings: dict) -> str:
 Penalty and its gradient in every parameter. ratio: eager's time over the engine's, median of the rounds' ratios; above
 1 is faster. peak MB: 10^6 bytes alive beyond inputs and parameters, gradients included, ATen's workspace not. GFLOP:
 products and convolutions. {settings["malloc"]}."""
-
-
-def _device(text: str) -> torch.device:
-    try:
-        return torch.device(text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no device of PyTorch") from error
-
-
-def _first_line(error: Exception) -> str:
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    return f"{type(error).__name__}: {first}"
 
 
 def _refuse(sentence: str) -> int:

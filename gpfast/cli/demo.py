@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 import gpfast
 from gpfast import cost
-from gpfast.cli import machine, pictures, timing
+from gpfast.cli import pictures, timing
 from gpfast.cli.arguments import positive
 from gpfast.cli.digits import CLASSES, CRITIC_STEPS, Digits, Penalty, Training, eager_gradient_penalty, gpfast_penalty
+from gpfast.machine import machine_line
 from gpfast.penalty import ENGINES
 
 SECONDS = 50.0
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
         return 2
     torch.set_num_threads(args.threads)
     digits = Digits()
-    print(f"WGAN-GP on {len(digits.images):,} real 8x8 digits, engine {args.engine!r}; {machine.machine_line('cpu')}")
+    print(f"WGAN-GP on {len(digits.images):,} real 8x8 digits, engine {args.engine!r}; {machine_line('cpu')}")
     training = Training(digits, args.seed, args.batch)
     history = train(training, digits, args.engine, steps=args.steps, seconds=args.seconds)
     print(

@@ -1,8 +1,7 @@
 """The correctness gate of every measurement: value and parameter gradients against the reference in float64.
 
-Small form, in float64: everything within 1e-10 of the critic's largest gradient entry. Real form, in the measured
-dtype: ||ours - fp64|| <= 1.5 ||eager - fp64|| + 4 eps ||fp64|| for each parameter, where eager is the reference in that
-dtype. Every run starts from a deepcopy, the same random state and the same alpha.
+The small form in float64, the real form in the measured dtype, by the rules of gpfast.compare. Every run starts from a
+deepcopy, the same random state and the same alpha.
 
 Data and alpha are short dyadic numbers, so that the interpolates need no rounding in any dtype. For a critic of ReLUs
 has kinks, and an activation that lies within rounding of one falls on this side or that, and takes a visible part of
@@ -13,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -22,18 +21,8 @@ from torch.utils._pytree import tree_map
 import gpfast
 from gpfast import zoo
 from gpfast.cli.competitors import Penalty, penalty_function
+from gpfast.compare import Outcome, exact_failures, rounded_failures
 from gpfast.layout import accumulate_dtype
-
-EXACT = 1e-10
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The penalty, the gradient of every parameter by name, None where it has none, and for the reference its norms."""
-
-    value: Tensor
-    gradients: dict[str, Tensor | None]
-    norms: Tensor | None = None
 
 
 class Gate:
@@ -90,71 +79,6 @@ def outcome(penalty: Penalty, critic: nn.Module, alpha: Tensor) -> Outcome:
     gradients = {name: None if p.grad is None else p.grad.double() for name, p in critic.named_parameters()}
     critic.zero_grad(set_to_none=True)
     return Outcome(value.detach().double(), gradients)
-
-
-def exact_failures(ours: Outcome, exact: Outcome) -> list[str]:
-    """Where `ours` is further from `exact` than 1e-10 of its largest gradient entry."""
-    largest = max((float(g.abs().max()) for g in exact.gradients.values() if g is not None), default=0.0)
-    failures = _presence_failures(ours, exact)
-    off = float((ours.value - exact.value).abs())
-    if not off <= EXACT * max(abs(float(exact.value)), largest):
-        failures.append(f"the value is {float(ours.value):.12g}, the reference has {float(exact.value):.12g}")
-    for name, mine, gradient in _pairs(ours, exact):
-        off = float((mine - gradient).abs().max())
-        if not off <= EXACT * largest:
-            failures.append(f"the gradient of {name} is off by {off:.2g}; the largest entry of all is {largest:.2g}")
-    return failures
-
-
-def rounded_failures(
-    ours: Outcome, eager: Outcome, exact: Outcome, dtype: torch.dtype, slack: float = 0.0
-) -> list[str]:
-    """Where `ours` breaks ||ours - fp64|| <= 1.5 ||eager - fp64|| + 4 eps ||fp64|| + slack, or eager is no yardstick.
-
-    A gradient that is zero but for the rounding of float64 is measured by the largest gradient instead of by itself.
-    """
-    eps = torch.finfo(dtype).eps
-    failures = _presence_failures(ours, exact)
-    off, allowed = float((ours.value - exact.value).abs()), _value_tolerance(eager, exact, eps)
-    allowed += slack * float(exact.value.abs())
-    if not off <= allowed:
-        failures.append(f"the value {float(ours.value):.8g} is off by {off:.2g}; {allowed:.2g} is allowed")
-    sizes = {name: float(gradient.norm()) for name, gradient in exact.gradients.items() if gradient is not None}
-    largest = max(sizes.values(), default=0.0)
-    distances = {name: float((theirs - gradient).norm()) for name, theirs, gradient in _pairs(eager, exact)}
-    if not sum(d * d for d in distances.values()) <= 0.25 * sum(n * n for n in sizes.values()):
-        return [*failures, "the eager lines themselves are far from float64 here, so nothing can be compared"]
-    for name, mine, gradient in _pairs(ours, exact):
-        off, size = float((mine - gradient).norm()), sizes[name]
-        rounding = 4 * eps * (size if size > EXACT * largest else largest)
-        if not off <= 1.5 * distances[name] + rounding + slack * largest:
-            failures.append(
-                f"the gradient of {name} is off by {off:.2g} of {size:.2g}; eager's is off by {distances[name]:.2g}"
-            )
-    return failures
-
-
-def _value_tolerance(eager: Outcome, exact: Outcome, eps: float) -> float:
-    """The same rule for the value, with its norms' rounding: (n - 1)^2 near zero magnifies what n itself is off by."""
-    norms_off = 1.5 * (eager.norms - exact.norms).abs() + 4 * eps * exact.norms
-    magnified = 10.0 * (2 * (exact.norms - 1).abs() * norms_off + norms_off.square()).mean()
-    return float(magnified + 1.5 * (eager.value - exact.value).abs() + 4 * eps * exact.value.abs())
-
-
-def _presence_failures(ours: Outcome, exact: Outcome) -> list[str]:
-    failures = []
-    for name, gradient in exact.gradients.items():
-        mine = ours.gradients.get(name)
-        if gradient is not None and mine is None:
-            failures.append(f"{name} has no gradient")
-        if gradient is None and mine is not None and mine.any():
-            failures.append(f"{name} has a gradient, where the reference has none")
-    return failures
-
-
-def _pairs(ours: Outcome, exact: Outcome) -> list[tuple[str, Tensor, Tensor]]:
-    found = ((name, ours.gradients.get(name), gradient) for name, gradient in exact.gradients.items())
-    return [(name, mine, gradient) for name, mine, gradient in found if mine is not None and gradient is not None]
 
 
 def _reference(critic: nn.Module, case: zoo.Case, alpha: Tensor) -> Outcome:

@@ -1,14 +1,10 @@
-"""What a measurement was taken on, and the state of the memory allocator that it was taken in."""
+"""The state of the memory allocator that a measurement is taken in."""
 
 from __future__ import annotations
 
 import os
 import platform
 import sys
-
-import torch
-
-import gpfast
 
 # Nothing is mapped afresh and nothing goes back to the system, so that after the warm-up no step waits for page faults.
 MALLOC = {
@@ -36,25 +32,5 @@ def malloc_line() -> str:
     return "glibc malloc fixed alike for all: " + " ".join(f"{name}={os.environ[name]}" for name in MALLOC)
 
 
-def machine_line(device: torch.device | str) -> str:
-    """One line on the processor, its cores and threads in use, and the GPU where `device` is one."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    line = f"{_processor()}, {cores} cores, {torch.get_num_threads()} threads, {platform.system()} {platform.machine()}"
-    return f"{torch.cuda.get_device_name(device)}; {line}" if torch.device(device).type == "cuda" else line
-
-
-def versions() -> dict[str, str]:
-    """The versions that a result depends on."""
-    return {"gpfast": gpfast.__version__, "torch": torch.__version__, "python": platform.python_version()}
-
-
 def _has_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc"
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
