@@ -171,7 +171,10 @@ struct Differentiated {
 
 Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool bent) {
   auto plan = read_graph({gradient_edge(scores)}, targets, derivatives);
-  if (!plan.refused.empty()) return {{}, {}, plan.refused};
+  if (!plan.refused.empty()) {
+    watch_refused(plan.refused);
+    return {{}, {}, plan.refused};
+  }
   at::AutoGradMode off(false);
   Differentiated d;
   d.tape.emplace(std::move(plan), release);
@@ -258,17 +261,12 @@ std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores
   return {handed_over(value, *tape, {std::move(seed)}, weight, onto), norms, ""};
 }
 
-// One line a node, from the scores down: its name, its rule, whether it bends, whether second adjoints reach it, bytes it holds.
+// One line a node, from the scores down, in_words.
 std::vector<std::string> describe(const at::Tensor& gradient) {
   std::vector<std::string> lines;
   const auto& steps = node_of(gradient).tape.plan().steps;
-  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
-    if (!step->rule) continue;
-    std::ostringstream line;
-    line << step->node->name() << '\t' << step->rule->name() << '\t' << step->rule->bends() << '\t' << step->place.bent << '\t'
-         << step->rule->kept();
-    lines.push_back(line.str());
-  }
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step)
+    if (step->rule) lines.push_back(in_words(*step));
   return lines;
 }
 

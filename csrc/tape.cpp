@@ -118,8 +118,10 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     if (root.step >= 0) accumulate(steps[root.step].a[root.output], std::move(seeds[i]));
   }
   seeds.clear();
+  const Watched::Running running(watched_, kAdjoint);
   for (size_t at = steps.size(); at-- > 0;) {
     auto& step = steps[at];
+    running.at(at);
     // A target in the middle of the graph passes its adjoint on, and collects it.
     if (!any_defined(step.a)) continue;
     make_rule(step);
@@ -135,6 +137,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     give_adjoint(step, std::move(out), gradients);
   }
   if (plan_.half) unscale_gradients(gradients);
+  watched_.describe(steps);
   return gradients;
 }
 
@@ -220,8 +223,10 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
   auto target_uses = target_uses_;
   std::vector<c10::SmallVector<int, 2>> uses;
   for (auto& step : steps) uses.push_back(step.uses);
+  const Watched::Running running(watched_, kTangent);
   for (size_t at = 0; at < steps.size(); ++at) {
     auto& step = steps[at];
+    running.at(at);
     if (!step.rule || !step.runs_tangent) continue;
     Values t(step.place.inputs.size());
     for (size_t i = 0; i < t.size(); ++i) {
@@ -259,8 +264,10 @@ void Tape::last_sweep(variable_list b, variable_list& grads) {
     step.t.clear();
   }
   for (size_t i = 0; i < b.size(); ++i) give_second(plan_.roots[i], std::move(b[i]), grads);
+  const Watched::Running running(watched_, kSecond);
   for (size_t at = steps.size(); at-- > 0;) {
     auto& step = steps[at];
+    running.at(at);
     if (!step.rule || !step.runs_second) continue;
     Values out;
     if (step.alone) {

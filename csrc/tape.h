@@ -1,6 +1,7 @@
 #pragma once
 // The sweeps over a plan.
 #include "plan.h"
+#include "watch.h"
 
 namespace gpfast {
 
@@ -43,6 +44,7 @@ class Tape {
   bool finished_ = false;
   int exponent_ = 0;    // adjoints are carried times 2^exponent
   at::Tensor unscale_;  // 0-dim float32
+  Watched watched_;
 };
 
 }  // namespace gpfast

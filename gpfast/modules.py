@@ -47,7 +47,7 @@ def modules_of(critic: Callable) -> list[nn.Module]:
     if isinstance(critic, nn.Module):
         return [critic]
     if isinstance(critic, functools.partial):
-        held = [critic.func, *critic.args, *critic.keywords.values()]
+        held = [*critic.args, *critic.keywords.values()]
         return [m for m in held if isinstance(m, nn.Module)] + modules_of(critic.func)
     function = getattr(critic, "__func__", critic)
     code = getattr(function, "__code__", None)
@@ -56,14 +56,34 @@ def modules_of(critic: Callable) -> list[nn.Module]:
     scope = function.__globals__
     held: list[Any] = [scope[name] for name in _globals_read_by(code) if name in scope]
     held.append(getattr(critic, "__self__", None))
-    for cell in function.__closure__ or ():
-        try:
-            held.append(cell.cell_contents)
-        except ValueError:  # an empty cell
-            continue
+    held += [cell.cell_contents for cell in function.__closure__ or () if holds(cell)]
     owners = [vars(owner) for owner in held if hasattr(owner, "__dict__") and not isinstance(owner, nn.Module | type)]
     held += [fields[name] for fields in owners for name in code.co_names if name in fields]
     return [module for module in held if isinstance(module, nn.Module)]
+
+
+def modules_in(critic: Callable) -> list[nn.Module]:
+    """Those and more: also what functions that it holds use. Each once."""
+    found, seen, open_ = {}, set(), [critic]
+    while open_:
+        user = open_.pop()
+        if id(user) in seen:
+            continue
+        seen.add(id(user))
+        found |= {id(module): module for module in modules_of(user)}
+        cells = getattr(getattr(user, "__func__", user), "__closure__", None) or ()
+        held = (cell.cell_contents for cell in cells if holds(cell))
+        open_ += [x for x in held if isinstance(x, types.FunctionType | types.MethodType)]
+    return list(found.values())
+
+
+def holds(cell: types.CellType) -> bool:
+    """Whether a function's cell has been filled."""
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=64)

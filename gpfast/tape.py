@@ -15,6 +15,8 @@ from gpfast.inputs import Structure
 from gpfast.options import Options
 from gpfast.points import Target
 
+REFUSED = "gpfast's tape cannot differentiate this critic's graph"
+
 
 def absence() -> str | None:
     """Why the tape cannot run here, or None where it can."""
@@ -100,7 +102,7 @@ def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Option
 def say_refused(reason: str) -> None:
     """Says once for each reason that autograd's double backward is taken instead."""
     warnings.warn(
-        f"gpfast's tape cannot differentiate this critic's graph ({reason}); PyTorch's double backward does it, on the"
+        f"{REFUSED} ({reason}); PyTorch's double backward does it, on the"
         " same graph: exact, at its speed. engine='autograd' asks for that and is silent.",
         stacklevel=2,
     )
