@@ -2,6 +2,7 @@
 
 from gpfast import reference
 from gpfast._version import __version__ as __version__
+from gpfast.check import Check, check
 from gpfast.explain import Explanation, explain
 from gpfast.gradient_norm import gradient_norm_penalty
 from gpfast.input_gradient import input_gradient_loss
@@ -10,9 +11,11 @@ from gpfast.penalty import GradientPenalty, dragan, gradient_penalty, gradient_p
 from gpfast.stats import GradientStats
 
 __all__ = [
+    "Check",
     "Explanation",
     "GradientPenalty",
     "GradientStats",
+    "check",
     "dragan",
     "explain",
     "gradient_norm_penalty",

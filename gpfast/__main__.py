@@ -10,6 +10,7 @@ COMMANDS = {
     "demo": "train a WGAN-GP on real 8x8 digits, with samples, curves and a table of what gpfast saves",
     "bench": "measure the penalty on the zoo's critics against the eager lines, correctness first",
     "explain": "what the tape does with a critic of yours, node by node, and what it costs",
+    "check": "whether value and gradients are those of the eager lines, on a critic of yours",
     "doctor": "what is installed, which kernels are taken and why, and a self-check",
 }
 # What only some commands need: its name for import, and for pip.

@@ -12,7 +12,7 @@ from gpfast import autograd, tape
 from gpfast.backend import under_functions
 from gpfast.checks import check_arguments, check_tensor, checked_score
 from gpfast.engines import takes_tape
-from gpfast.inputs import Structure, call_critic, named_tensors, tensors_of
+from gpfast.inputs import Structure, arranged, call_critic, named_tensors, tensors_of
 from gpfast.options import ENGINES
 from gpfast.points import edge, rooted
 from gpfast.running import one_graph_break, twice_differentiable
@@ -67,11 +67,7 @@ def input_gradient_loss(
             targets = dict(zip(named, targets, strict=True))
             y, gradients = _outputs_and_gradients(y, points, targets, engine, derivatives)
             del points
-    if isinstance(inputs, Tensor):
-        return loss(y, gradients[0])
-    if isinstance(inputs, Mapping):
-        return loss(y, dict(zip(inputs, gradients, strict=True)))
-    return loss(y, type(inputs)(gradients))
+    return loss(y, arranged(inputs, gradients))
 
 
 def _outputs_and_gradients(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +25,13 @@ def named_tensors(structure: Structure, name: str) -> dict[str, Any]:
 def tensors_of(structure: Structure) -> list[Tensor]:
     """The tensors of `structure`, in order."""
     return [structure] if isinstance(structure, Tensor) else list(named_tensors(structure, "").values())
+
+
+def arranged(like: Structure, tensors: Sequence[Any]) -> Any:
+    """`tensors` as `like` is arranged."""
+    if isinstance(like, Mapping):
+        return dict(zip(like, tensors, strict=True))
+    return type(like)(tensors) if isinstance(like, tuple | list) else tensors[0]
 
 
 def call_critic(critic: Callable, like: Structure, tensors: list[Tensor], args: tuple, kwargs: Mapping | None) -> Any:
