@@ -65,6 +65,15 @@ void in_own_pass(const std::function<void()>& work) {
                                                         /*accumulate_grad=*/true);
 }
 
+const c10::DispatchKeySet kBatched{c10::DispatchKey::FuncTorchBatched, c10::DispatchKey::Batched};
+
+void refuse_batched(const variable_list& grads) {
+  for (const auto& grad : grads)
+    TORCH_CHECK(!grad.defined() || !grad.key_set().has_any(kBatched),
+                "gpfast's tape takes one gradient at a time; for a batch of them (vmap, is_grads_batched) call it with"
+                " engine=\"autograd\".");
+}
+
 bool reads_as_one(const at::Tensor& scale) {
   if (!scale.is_cpu() || scale.dim() != 0 || scale.key_set().has(c10::DispatchKey::Python)) return false;
   if (scale.scalar_type() == at::kFloat) return *scale.const_data_ptr<float>() == 1;
@@ -82,6 +91,7 @@ at::Tensor scaled(at::Tensor gradient, const at::Tensor& scale, bool one, bool k
 
 variable_list InputGradientBackward::apply(variable_list&& grads) {
   TORCH_CHECK(!tape.finished(), torch::autograd::ERR_BACKWARD_TWICE);
+  refuse_batched(grads);
   variable_list v(grads.begin(), grads.begin() + points), b(grads.begin() + points, grads.end());
   b.resize(tape.plan().roots.size());
   grads.clear();
@@ -102,6 +112,7 @@ void InputGradientBackward::release_variables() {}
 variable_list PenaltyBackward::apply(variable_list&& grads) {
   std::lock_guard<std::mutex> lock(mutex_);
   TORCH_CHECK(!given, torch::autograd::ERR_BACKWARD_TWICE);
+  refuse_batched(grads);
   variable_list out(gradients.size());
   const at::Tensor scale = std::move(grads[0]);
   if (!scale.defined()) return out;

@@ -47,6 +47,9 @@ class Reader {
     if (torch::autograd::AnomalyMode::is_enabled()) plan_.refused = "anomaly detection is on";
     for (const auto& output : outputs) visit(output.function);
     for (const auto& output : outputs) plan_.roots.push_back(source_of(output, /*collect=*/false));
+    // What arrives at a point that another point leads to goes on through the plan, and is not handed over there as well.
+    for (size_t i = 0; i < plan_.targets.size(); ++i)
+      if (step_of(plan_.targets[i].function.get()) >= 0) plan_.target_wanted[i] = false;
     return std::move(plan_);
   }
 
@@ -99,8 +102,8 @@ class Reader {
       live |= edge.is_valid() && (target_of(edge) >= 0 || step_of(edge.function.get()) >= 0);
     if (!live) return;
     if (has_hooks(*node)) refuse(*node, "has a backward hook");
-    TORCH_CHECK(!is_reentrant_checkpoint(*node), "the critic holds a checkpoint with use_reentrant=True, which is incompatible with a "
-                "gradient with respect to inputs, in PyTorch too; pass use_reentrant=False.");
+    TORCH_CHECK(!is_reentrant_checkpoint(*node), "the critic holds a checkpoint with use_reentrant=True, incompatible with a"
+                " gradient with respect to inputs, in PyTorch too; pass use_reentrant=False.");
     index_[node.get()] = static_cast<int>(plan_.steps.size());
     auto& step = plan_.steps.emplace_back();
     step.node = node;
