@@ -281,6 +281,24 @@ std::vector<std::string> describe(const at::Tensor& gradient) {
   return lines;
 }
 
+// Four numbers a line of describe: autograd's number of the node, whether the tangent of its outputs is used, and bits of its inputs
+// that are live, and that are wanted.
+std::vector<int64_t> places(const at::Tensor& gradient) {
+  std::vector<int64_t> numbers;
+  const auto& steps = node_of(gradient).tape.plan().steps;
+  for (auto step = steps.rbegin(); step != steps.rend(); ++step) {
+    if (!step->rule) continue;
+    int64_t live = 0, wanted = 0;
+    for (size_t i = 0; i < std::min<size_t>(step->place.inputs.size(), 63); ++i) {
+      live |= static_cast<int64_t>(step->place.live(i)) << i;
+      wanted |= static_cast<int64_t>(step->place.wanted(i)) << i;
+    }
+    for (const int64_t number : {static_cast<int64_t>(step->node->sequence_nr()), int64_t{step->place.tangent}, live, wanted})
+      numbers.push_back(number);
+  }
+  return numbers;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
@@ -290,6 +308,7 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("penalty(Tensor scores, Tensor target, float center, bool one_sided, float eps, str reduction, float weight, bool release,"
         " bool derivatives, Tensor? onto) -> (Tensor penalty, Tensor norms, str refused)");
   m.def("describe(Tensor gradient) -> str[]", &describe);
+  m.def("places(Tensor gradient) -> int[]", &places);
   m.def("set_rules_enabled(bool enabled) -> ()", &set_rules_enabled);
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeImplicitAutograd, m) {

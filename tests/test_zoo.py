@@ -12,7 +12,7 @@ from gpfast.zoo import ZOO
 
 NAMES = list(ZOO)
 # Cheap enough to run at real size here; the rest run on the meta device, and for real under -m slow.
-CHEAP = ("toy-mlp", "tabular-mlp", "motion-prior", "dcgan32", "groupnorm-dcgan", "voxel-3d", "tuple-output")
+CHEAP = ("toy-mlp", "tabular-mlp", "motion-prior", "mlp-64", "dcgan32", "groupnorm-dcgan", "voxel-3d", "tuple-output")
 SMALL_CLASSES = 4
 
 # A bias moves the gradient only through an operation that bends above it: a norm, a product, a curved nonlinearity. So
@@ -163,6 +163,7 @@ PARAMETERS = {
     "toy-mlp": 2 * 512 + 512 + 2 * (512 * 512 + 512) + 512 + 1,
     "tabular-mlp": 1000 * 256 + 256 + 256 * 256 + 256 + 256 + 1,
     "motion-prior": 210 * 1024 + 1024 + 1024 * 512 + 512 + 512 + 1,
+    "mlp-64": 3 * (64 * 64 + 64) + 64 + 1,
     "resnet32": (3 * 9 + 1) * 128 + 4 * 128 + 7 * (128 * 9 + 1) * 128 + 129 * 128 + 129,
     "patch": 2_764_737
     - (128 + 256 + 512),  # 2.765 M is the published count, with the biases that instance norm cancels

@@ -39,6 +39,13 @@ ZOO: dict[str, Entry] = {
             batch=512,
         ),
         Entry(
+            "mlp-64",
+            "64x3 ReLU on 64 features: a critic so small that calls, and not arithmetic, take its time",
+            dense.mlp_64,
+            partial(data.vectors, shape=(64,), small_shape=(8,)),
+            batch=64,
+        ),
+        Entry(
             "dcgan32",
             "DCGAN critic for CIFAR-10, kernel 5, no norms: WGAN-GP (Gulrajani et al. 2017)",
             dcgan.dcgan32,

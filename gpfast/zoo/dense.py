@@ -8,10 +8,10 @@ from torch import Tensor, nn
 class ToyMLP(nn.Module):
     """The critic of Gulrajani et al. 2017 for Gaussians and the Swiss roll: three hidden ReLU layers of 512."""
 
-    def __init__(self, width: int = 512):
+    def __init__(self, width: int = 512, features: int = 2):
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(2, width),
+            nn.Linear(features, width),
             nn.ReLU(),
             nn.Linear(width, width),
             nn.ReLU(),
@@ -59,6 +59,10 @@ class MotionPrior(nn.Module):
 
 def toy_mlp(small: bool) -> nn.Module:
     return ToyMLP(8) if small else ToyMLP()
+
+
+def mlp_64(small: bool) -> nn.Module:
+    return ToyMLP(8, features=8) if small else ToyMLP(64, features=64)
 
 
 def tabular_mlp(small: bool) -> nn.Module:
