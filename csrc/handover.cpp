@@ -134,17 +134,61 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
   return last_order(*this, std::move(out));
 }
 
+namespace {
+
+bool has_hooks(Node& node) {
+  return !node.tensor_pre_hooks().empty() || !node.pre_hooks().empty() || !node.post_hooks().empty() ||
+         !node.retains_grad_hooks().empty();
+}
+
+// Where the gradients of the parts of a batch meet: at an edge they have in common, or, of a linear layer, whose weight each part
+// transposes anew, behind such a transpose.
+class Places {
+ public:
+  explicit Places(const edge_list& edges) {
+    for (size_t i = 0; i < edges.size(); ++i) {
+      const auto [edge, transposed] = common(edges[i]);
+      places_[transposed].emplace(edge, i);
+    }
+  }
+  // Which of the edges it is, or `none`.
+  size_t of(const Edge& edge, size_t none) const {
+    const auto [meets, transposed] = common(edge);
+    const auto found = places_[transposed].find(meets);
+    return found == places_[transposed].end() ? none : found->second;
+  }
+
+ private:
+  static std::pair<Edge, bool> common(const Edge& edge) {
+    auto& node = *edge.function;
+    if (node.name() != "TBackward0" || has_hooks(node) || !node.next_edge(0).is_valid()) return {edge, false};
+    return {node.next_edge(0), true};
+  }
+  std::unordered_map<Edge, size_t> places_[2];
+};
+
+}  // namespace
+
+variable_list PenaltyBackward::take(const edge_list& edges) {
+  const Places places(next_edges());
+  variable_list taken(edges.size());
+  for (size_t i = 0; i < edges.size(); ++i) {
+    const size_t place = places.of(edges[i], SIZE_MAX);
+    if (place != SIZE_MAX) taken[i] = std::move(gradients[place]);
+  }
+  return taken;
+}
+
 void PenaltyBackward::add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale) {
   at::AutoDispatchBelowADInplaceOrView below;
   if (more_unscale.defined() && unscale.defined())  // both are powers of two: of one scale they add up without rounding
     for (auto& gradient : more)
       if (gradient.defined()) gradient = scaled(gradient, more_unscale.div(unscale), false, true);
-  std::unordered_map<Edge, size_t> places;
-  for (size_t i = 0; i < gradients.size(); ++i) places.emplace(next_edge(i), i);
+  const Places places(next_edges());
   for (size_t i = 0; i < more.size(); ++i) {
-    const auto found = places.find(edges[i]);
-    if (found != places.end()) {
-      accumulate(gradients[found->second], std::move(more[i]));
+    const size_t place = places.of(edges[i], SIZE_MAX);
+    if (place != SIZE_MAX) {
+      accumulate(gradients[place], std::move(more[i]));
     } else {
       add_next_edge(edges[i]);
       gradients.push_back(std::move(more[i]));
@@ -227,8 +271,10 @@ at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds,
   auto result = weight == 1 ? value.detach() : value.mul(weight);
   if (onto) result = result.add_(onto->detach());
   if (tape.edges().empty()) return result;
-  auto found = tape.finish(std::move(seeds), variable_list(tape.plan().roots.size()), /*keep=*/false);
   auto* earlier = onto && onto->grad_fn() ? dynamic_cast<PenaltyBackward*>(onto->grad_fn().get()) : nullptr;
+  variable_list begun;
+  if (earlier && !tape.plan().half && !earlier->unscale.defined()) begun = earlier->take(tape.edges());
+  auto found = tape.finish(std::move(seeds), variable_list(tape.plan().roots.size()), /*keep=*/false, std::move(begun));
   if (earlier) {
     earlier->add(tape.edges(), std::move(found), tape.unscale());
     torch::autograd::impl::set_gradient_edge(result, {onto->grad_fn(), 0});

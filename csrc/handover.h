@@ -23,6 +23,8 @@ struct PenaltyBackward : torch::autograd::Node {
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   std::string name() const override { return "gpfast::PenaltyBackward"; }
+  // Of what it holds, that which meets these edges, undefined where nothing does: to be added to, and given back by add.
+  variable_list take(const edge_list& edges);
   // The gradients of another part of the batch, before anything depends on this node.
   void add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale);
 

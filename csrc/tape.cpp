@@ -204,7 +204,7 @@ void Tape::admit_second(int index, int made_from) {
     if (step.sources[i].step >= 0 && step.place.wanted(i)) admit_second(step.sources[i].step, made_from);
 }
 
-variable_list Tape::finish(variable_list v, variable_list b, bool keep) {
+variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable_list begun) {
   Outside outside;
   for (auto& step : plan_.steps) {
     if (step.rule) step.rule->keep = keep;
@@ -212,7 +212,8 @@ variable_list Tape::finish(variable_list v, variable_list b, bool keep) {
   }
   finished_ = !keep;
   if (plan_.half) scale_tangents(v, b);
-  variable_list grads(edges_.size());
+  variable_list grads = std::move(begun);
+  grads.resize(edges_.size());
   tangent_sweep(std::move(v), grads);
   last_sweep(std::move(b), grads);
   return grads;
@@ -254,8 +255,29 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
       for (size_t k = 0; k < step.place.outputs; ++k)
         if (step.uses[k]) step.t[k] = std::move(out[k]);
     }
-    if (!step.runs_second && !step.rule->keep) step.rule.reset();
+    // Nothing can arrive any more: what is left are gradients of parameters, which need not wait for the last sweep.
+    if (step.runs_second && !step.alone && !step.place.bent && !step.rule->bends() && !step.rule->keep) run_second(step, grads);
+    else if (!step.runs_second && !step.rule->keep) step.rule.reset();
   }
+}
+
+void Tape::run_second(Step& step, variable_list& grads) {
+  Values out;
+  if (step.alone) {
+    out = step.rule->second(std::move(step.b));
+  } else {
+    Plain plain;
+    out = step.rule->second(std::move(step.b));
+  }
+  step.b.clear();
+  for (size_t i = 0; i < out.size(); ++i) {
+    if (!step.place.wanted(i) || !out[i].defined()) continue;
+    check(step, i, out[i]);
+    give_second(step.sources[i], std::move(out[i]), grads);
+  }
+  if (step.rule->keep) return;
+  if (step.alone && release_) step.node->release_variables();
+  step.rule.reset();
 }
 
 void Tape::last_sweep(variable_list b, variable_list& grads) {
@@ -268,23 +290,7 @@ void Tape::last_sweep(variable_list b, variable_list& grads) {
   for (size_t at = steps.size(); at-- > 0;) {
     auto& step = steps[at];
     running.at(at);
-    if (!step.rule || !step.runs_second) continue;
-    Values out;
-    if (step.alone) {
-      out = step.rule->second(std::move(step.b));
-    } else {
-      Plain plain;
-      out = step.rule->second(std::move(step.b));
-    }
-    step.b.clear();
-    for (size_t i = 0; i < out.size(); ++i) {
-      if (!step.place.wanted(i) || !out[i].defined()) continue;
-      check(step, i, out[i]);
-      give_second(step.sources[i], std::move(out[i]), grads);
-    }
-    if (step.rule->keep) continue;
-    if (step.alone && release_) step.node->release_variables();
-    step.rule.reset();
+    if (step.rule && step.runs_second) run_second(step, grads);
   }
 }
 

@@ -15,8 +15,8 @@ class Tape {
   variable_list adjoint(variable_list seeds, bool bent);
   // Tangent sweep from the points' tangents v up, then the last sweep down from the outputs' second adjoints b, each undefined for
   // zero. Returns the gradient at every edge of edges(), undefined for zero, to be multiplied by unscale() where that is defined.
-  // keep: it will be called again.
-  variable_list finish(variable_list v, variable_list b, bool keep);
+  // keep: it will be called again. begun: gradients at edges() that are added to.
+  variable_list finish(variable_list v, variable_list b, bool keep, variable_list begun = {});
 
   // The parameter side, then the points that lead on. Complete after adjoint.
   const edge_list& edges() const { return edges_; }
@@ -34,6 +34,7 @@ class Tape {
   void admit_second(int index, int made_from);
   void tangent_sweep(variable_list v, variable_list& grads);
   void last_sweep(variable_list b, variable_list& grads);
+  void run_second(Step& step, variable_list& grads);
   void give_second(const Source& source, at::Tensor value, variable_list& grads);
   void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
 

@@ -9,6 +9,7 @@ from zoo_runs import inputs, run
 
 import gpfast
 from gpfast import reference
+from gpfast.cost import peak_bytes_raw
 from gpfast.zoo import ZOO, build
 
 SMALL = ("toy-mlp", "layernorm-dcgan", "resnet32", "audio-1d", "two-inputs", "projection")
@@ -31,6 +32,41 @@ def test_parts_add_up_to_the_whole(name, chunks, at, reduction):
             assert mine is None or not mine.any()
         else:
             assert (mine - g).abs().max() <= 1e-10 * largest, parameter
+
+
+@pytest.mark.parametrize("name", ["toy-mlp", "resnet32", "text-resnet-1d", "self-attention"])
+def test_gradients_of_the_parts_meet_before_backward(name):
+    critic = build(name, small=True)
+    case = inputs(name, True, 6, torch.float32, seed=1)
+    whole, parts = (gpfast.gradient_penalty(critic, case.real, case.fake, chunks=k) for k in (1, 3))
+    assert len(parts.grad_fn.next_functions) == len(whole.grad_fn.next_functions)
+
+
+def test_parts_of_one_sample_hold_one_gradient_of_each_parameter():
+    critic = nn.Sequential(nn.Linear(400, 300), nn.Linear(300, 200), nn.Linear(200, 1))
+    real, fake = torch.randn(2, 8, 400)
+    gradients, largest = sum(p.nbytes for p in critic.parameters()), 4 * 400 * 300
+    gpfast.gradient_penalty(critic, real, fake, chunks=8)  # tries the critic
+    peak = peak_bytes_raw(lambda: gpfast.gradient_penalty(critic, real, fake, chunks=8))
+    assert gradients <= peak < gradients + largest + 50_000  # added to in place, one new one at a time
+
+
+def test_a_hook_on_a_part_of_the_parameter_side_is_called_for_each_part():
+    class Hooked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.seen = nn.Parameter(torch.ones(3, 4)), []
+
+        def forward(self, x):
+            transposed = self.weight.t()
+            if torch.is_grad_enabled():
+                transposed.register_hook(self.seen.append)
+            return (x @ transposed).square().sum(1)
+
+    critic, real = Hooked(), torch.randn(6, 4)
+    gpfast.gradient_penalty(critic, real, real + 1, chunks=3).backward()
+    assert len(critic.seen) == 3 and all(g.shape == (4, 3) for g in critic.seen)
+    torch.testing.assert_close(sum(critic.seen).t(), critic.weight.grad)
 
 
 @pytest.fixture
