@@ -1,8 +1,15 @@
 """What running something costs, counted from PyTorch's dispatcher: peak bytes, operator launches, FLOP and bytes moved.
 
-Nothing is timed and no allocator is read, so the counts are those of the program and not of the machine: they are the
-same on fake tensors, which hold no data, as on real ones, and on a CPU as on a GPU where the same operators are
-dispatched.
+Nothing is timed and `measure` reads no allocator, so its counts are those of the program and not of the machine: they
+are the same on fake tensors, which hold no data, as on real ones, and on a CPU as on a GPU where the same operators are
+dispatched. `peak_bytes_raw` asks the allocator instead, so it sees ATen's workspace too, and code made by
+torch.compile.
+
+The tape runs in C++, below autograd and above the dispatcher, so `measure` sees all its operators, and sees memory go
+when it goes. But a tensor that a counter has seen has a Python object from then on, and the tape writes in place only
+into what nobody else holds: watched, it adds out of place what it adds in place otherwise. That is as many launches,
+FLOP and bytes moved or a few more, and the peak is an upper bound; `peak_bytes_raw` watches no tensor and is the true
+one.
 """
 
 from __future__ import annotations
@@ -34,7 +41,7 @@ class Cost:
     launches     Dispatched operators that write memory. Views, metadata, allocations (empty, empty_like) and operators
                  whose results have no elements are none. Zeros, ones, fills, copies, in-place and out= operators
                  are one each, and so is an ATen operator that takes several kernels inside. A fused operator of gpfast
-                 counts as the GPU kernels it launches.
+                 counts as the GPU kernels it launches, one where it has none yet.
     flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry: a product
                  and a sum are two. Elementwise work, reductions, normalisation, products with vectors, fused recurrent
                  layers and the CPU's own fused attention are not in it.
@@ -69,6 +76,32 @@ def measure(function: Callable[[], Any], *, existing: Any = (), granularity: int
     with counter:
         function()
     return counter.cost
+
+
+def peak_bytes_raw(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """The most bytes alive at once beyond what was there before, as the allocator of `device` sees `function()` run.
+
+    What operators allocate inside counts (ATen's workspace), where it comes from PyTorch's allocator: what oneDNN or
+    MKL take for themselves does not. On the CPU these are the events of torch.profiler, by thread of the caller and of
+    its backward; on CUDA it is the caching allocator's own peak, of the bytes asked for rounded up to 512.
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+        function()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
 
 
 class Counter(TorchDispatchMode):

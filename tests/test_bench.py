@@ -4,6 +4,7 @@ import argparse
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -11,8 +12,8 @@ import torch
 import gpfast
 from gpfast import zoo
 from gpfast.__main__ import main
-from gpfast.cli import bench, competitors, machine, table, timing
-from gpfast.cli.gate import Gate, outcome
+from gpfast.cli import bench, competitors, machine, measure, table, timing
+from gpfast.cli.gate import Gate, draws, outcome
 from gpfast.compare import Outcome, exact_failures, rounded_failures
 
 TINY = ["--repeats", "2", "--seconds", "0.1", "--batch", "4", "--threads", "1"]
@@ -39,14 +40,18 @@ def test_table_json_and_comparison(tmp_path, capsys):
     assert main(["bench", "--critics", "toy-mlp", *TINY, "--json", str(file)]) == 0
     printed = capsys.readouterr().out
     rows = [line for line in printed.splitlines() if line.startswith("| toy-mlp")]
-    assert [row.split("|")[3].strip() for row in rows] == ["reference", *sorted(set(bench.ENGINES) - {"reference"})]
+    assert [row.split("|")[3].strip() for row in rows] == ["reference", "autograd", "auto", "bare"]
+    assert "eager / auto, " in printed and "auto / bare passes, " in printed
     assert "1 threads" in printed and torch.__version__ in printed and "MALLOC_MMAP_THRESHOLD_" in printed
     data = json.loads(file.read_text())
     assert set(data) == {"format", "machine", "versions", "settings", "rows"}
     assert data["settings"]["threads"] == 1 and data["settings"]["batch"] == 4
     for row in data["rows"]:
         assert len(row["times_ms"]) == 2 and row["p20_ms"] <= row["median_ms"] <= row["p80_ms"]
-        assert row["peak_bytes"] > 0 and row["launches"] > 0 and row["flop"] > 0 and row["bytes_moved"] > 0
+        assert row["launches"] > 0 and row["flop"] > 0 and row["over_bare"] > 0 and row["activation_bytes"] > 0
+        if row["engine"] != "bare":
+            assert row["peak_bytes"] > 0 and row["raw_peak_bytes"] > row["gradient_bytes"] > 0 < row["bytes_moved"]
+    assert data["rows"][-1]["over_bare"] == 1 and data["rows"][-1]["raw_peak_bytes"] is None
     assert data["rows"][0]["engine"] == "reference" and data["rows"][0]["ratio"] == 1
 
     arguments = ["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto", "--dtype", "float64"]
@@ -91,6 +96,7 @@ def test_the_gate_changes_nothing(toy):
     before = {name: value.clone() for name, value in critic.state_dict().items()}
     state = torch.get_rng_state()
     Gate(*toy).failures("autograd")
+    Gate(*toy).failures("chunks=2")
     assert torch.equal(state, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in critic.state_dict().items())
     assert all(parameter.grad is None for parameter in critic.parameters())
@@ -102,6 +108,34 @@ def test_the_gate_is_green_where_critics_draw_keep_buffers_or_take_more(name):
     critic, generator = zoo.build(name, small=True), torch.Generator().manual_seed(0)
     gate = Gate(entry, critic, entry.inputs(2, True, generator=generator))
     assert gate.failures("auto") == []
+
+
+def test_the_gate_takes_a_critic_that_draws_in_parts():
+    entry = zoo.ZOO["tabular-mlp"]
+    critic = zoo.build(entry.name, small=True)
+    case = entry.inputs(5, True, generator=torch.Generator().manual_seed(0))
+    assert draws(critic, case) and not draws(critic.eval(), case)
+    critic.train()
+    assert Gate(entry, critic, case, parts=3).failures("chunks=3") == []
+    assert Gate(entry, critic, case).failures("chunks=3") != []
+
+
+def test_chunks_are_measured_beside_the_whole_batch(capsys):
+    names = ["toy-mlp", "tabular-mlp", "minibatch-stddev"]
+    assert main(["bench", "--critics", *names[:2], *TINY, "--engines", "bare", "--chunks", "2"]) == 0
+    printed = capsys.readouterr().out
+    for name in names[:2]:
+        rows = [line for line in printed.splitlines() if line.startswith(f"| {name}")]
+        assert [row.split("|")[3].strip() for row in rows] == ["reference", "bare", "auto", "chunks=2"]
+    assert "chunks=2 / bare passes" in printed and "cannot be cut" not in printed
+
+
+def test_a_batch_that_cannot_be_cut_says_so_in_its_row(capsys):
+    entry, critic = zoo.ZOO["spectral-norm"], zoo.build("spectral-norm", small=True)
+    rows = {e: table.Row("spectral-norm", 2, e) for e in ("auto", "chunks=2")}
+    _, failures = measure._gated(entry, critic, entry.inputs(2, True), rows)
+    assert failures == [] and not rows["auto"].note
+    assert rows["chunks=2"].note.startswith("cannot be cut: RuntimeError: `chunks`: the critic's forward changed")
 
 
 def test_missing_gradients_and_nan_fail():
@@ -136,8 +170,24 @@ def test_a_competitor_that_cannot_serve_says_so(monkeypatch, capsys):
     monkeypatch.setattr(torch, "compile", refuse)
     assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "compile"]) == 0
     printed = capsys.readouterr().out
-    assert "toy-mlp, compile: cannot be compiled so: RuntimeError: no compiler here" in printed
+    assert "toy-mlp, compile: does not compile: RuntimeError: no compiler here" in printed
     assert "nothing" not in printed and printed.count("| toy-mlp") == 2
+
+
+def test_a_compiler_that_takes_too_long_says_so(monkeypatch, capsys):
+    def slow(function, **options):
+        try:
+            time.sleep(60)
+        except Exception:
+            raise AssertionError("an Exception would have been taken for the compiler's own") from None
+
+    monkeypatch.setattr(torch, "compile", slow)
+    monkeypatch.setattr(measure, "COMPILE_SECONDS", 0.05)
+    monkeypatch.setattr(measure, "_end_compilers", lambda: None)
+    assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto", "compile"]) == 0
+    printed = capsys.readouterr().out
+    assert "toy-mlp, compile: took longer than 0.05 s to compile" in printed
+    assert "faster than compile on 0 of 0; counted as neither: toy-mlp" in printed
 
 
 def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
@@ -158,7 +208,26 @@ def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
 def test_help_explains_everything(capsys):
     parser = bench.add_parser(argparse.ArgumentParser().add_subparsers())
     text = parser.format_help()
-    for word in ("MALLOC_TRIM_THRESHOLD_", "ratio", "peak MB", "launches", "GFLOP", "gate", "--against", "compile"):
+    words = (
+        "MALLOC_TRIM_THRESHOLD_",
+        "ratio",
+        "peak MB",
+        "own MB",
+        "launches",
+        "GFLOP",
+        "gate",
+        "--against",
+        "compile",
+    )
+    for word in (
+        *words,
+        "bare: each convolution",
+        "x bare",
+        "it has no gate",
+        "120 s",
+        "--chunks",
+        *competitors.COMPILED,
+    ):
         assert word in text
     assert all(option.help for option in parser._actions)
 
@@ -216,6 +285,26 @@ def test_a_row_without_figures_keeps_the_table_even():
     lines = text.splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
     assert "+23.4 %" in lines[2] and lines[-1] == "c, compile: no"
+
+
+def test_peak_and_launches_are_shares_of_eager():
+    rows = [
+        table.Row("c", 4, "reference", launches=10, raw_peak_bytes=1000, gradient_bytes=200),
+        table.Row("c", 4, "auto", launches=5, raw_peak_bytes=400, gradient_bytes=300),
+        table.Row("d", 4, "auto", launches=5, raw_peak_bytes=400, gradient_bytes=300),
+    ]
+    assert rows[1].own_bytes == 100
+    head, _, eager, ours, alone = ([c.strip() for c in line.split("|")] for line in table.render(rows).splitlines())
+    shares = [i for i, name in enumerate(head) if name == "/ eager"]
+    assert [eager[i] for i in shares] == ["1.00", "1.00"] and [ours[i] for i in shares] == ["0.40", "0.50"]
+    assert [alone[i] for i in shares] == ["-", "-"]
+
+
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
+    row = {"critic": "c", "batch": 4, "engine": "auto", "times_ms": [1.0], "ratio": 2.0, "peak_bytes": 3, "note": ""}
+    (tmp_path / "f.json").write_text(json.dumps({"format": 1, "rows": [row], "settings": {}}))
+    rows, _ = table.read_json(tmp_path / "f.json")
+    assert rows[0].ratio == 2.0 and rows[0].traits == [] and rows[0].own_bytes is None
 
 
 def test_tqdm_missing_is_a_sentence(tmp_path):

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import argparse
-import copy
+import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from gpfast import cost, zoo
-from gpfast.cli import machine, table, timing
+from gpfast import zoo
+from gpfast.cli import machine, table
 from gpfast.cli.arguments import DTYPES, absent, device, positive
-from gpfast.cli.competitors import (
-    COMPETITORS,
-    COMPILE,
-    COMPILE_SLACK,
-    EAGER,
-    compiled_penalty,
-    penalty_function,
-    step_function,
-)
-from gpfast.cli.gate import Gate
+from gpfast.cli.competitors import CHUNKS, COMPETITORS, COMPILE_SLACK, COMPILED, DEFAULT, EAGER
+from gpfast.cli.measure import COMPILE_SECONDS, measure_critic
+from gpfast.cli.summary import SMALL_BYTES, summary
 from gpfast.columns import first_line
 from gpfast.machine import machine_line, versions
-from gpfast.penalty import ENGINES
-
-GATE_BATCH = 2
 
 DESCRIPTION = """\
 Measures one penalty and its gradient in every parameter of the critic, which is what a penalty
@@ -47,14 +36,22 @@ Then rounds in which every engine runs once, in an order shuffled anew each roun
   median ms, 20 %, 80 %  milliseconds a step over the rounds, with the 20th and 80th percentile
   ratio     eager's time over this engine's in the same round, median over the rounds: above 1 is
             faster than eager, which is the engine "reference"
-  peak MB   most bytes alive at once (in 10^6) beyond the inputs and the parameters; the
-            parameters' gradients count, what an ATen operator allocates inside does not
+  x bare    this engine's time over that of the bare matrix passes in the same round, likewise
+  peak MB   most bytes alive at once (in 10^6) beyond the inputs and the parameters, as PyTorch's
+            allocator has it: the parameters' gradients count, and what ATen's operators allocate
+            inside, but not what oneDNN and MKL take for themselves
+  own MB    peak MB without the parameters' gradients: activations, adjoints, workspace
   launches  dispatched operators that write memory; a fused operator of gpfast counts as the GPU
             kernels it launches
   GFLOP     of products and convolutions; elementwise work is not counted
+  / eager   the column before it, as a share of eager's
 
-Peak, launches and GFLOP are counted from the dispatcher and do not depend on the machine. Code
-made by torch.compile does not pass there, so its row has none.
+Launches and GFLOP are counted from the dispatcher and do not depend on the machine; code made by
+torch.compile does not pass there, so its row has none. --json has a peak so counted too.
+
+Under the table each engine over classes of critics: piecewise-linear ones, for which no node of
+the tape's plan bends, and curved ones; and for memory those with under 1 MB of activations (most
+bytes alive in the forward) apart.
 """
 EPILOG = f"""\
 memory allocator:
@@ -65,15 +62,24 @@ memory allocator:
   is set already is left as it is.
 
 competitors:
-  {", ".join(ENGINES)}; and, on request, compile: torch.compile(fullgraph=True) over the eager
-  penalty written with torch.func.grad. It may take a minute to compile for each critic. Its gate
+  reference, autograd, auto, tape: the engines of gpfast ("auto" is "tape" where that can run).
+  bare: each convolution and matrix product of the points, run as the four sweeps need it and no
+  more: forward, data gradient, tangent, weight gradient; where second adjoints are present also
+  their data gradient (not in the first layer) and second weight gradient. On random tensors of the
+  same shapes, in PyTorch's default layout. It computes no gradients, so it has no gate: it is the
+  time that remains if all else were free.
+  compile, on request: torch.compile(fullgraph=True) over the eager penalty written with
+  torch.func.grad. It may take {COMPILE_SECONDS:g} s to compile for each critic; where it does not
+  compile, or took longer, its row says so and it is counted as neither faster nor slower. Its gate
   allows {100 * COMPILE_SLACK:g} % of the largest gradient on top, since it rounds otherwise from the first layer on.
-  Where it cannot serve, its row says so.
+  gpfast is compared with it on {", ".join(COMPILED)}.
 
 examples:
   python -m gpfast bench --critics dcgan32 resnet32 --json before.json
   python -m gpfast bench --critics dcgan32 resnet32 --against before.json
-  python -m gpfast bench --critics toy-mlp --engines auto compile
+  python -m gpfast bench --critics {" ".join(COMPILED)} --engines auto compile
+  python -m gpfast bench --critics tabular-mlp motion-prior mlp-64 --batch 64
+  python -m gpfast bench --engines auto --chunks 4
 """
 
 
@@ -98,10 +104,16 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--engines",
         nargs="+",
-        default=list(ENGINES),
+        default=list(DEFAULT),
         choices=COMPETITORS,
         metavar="NAME",
-        help=f"some of: {', '.join(COMPETITORS)} (default: all but compile); {EAGER} always runs, for the ratio",
+        help=f"some of: {', '.join(COMPETITORS)} (default: {', '.join(DEFAULT)}); {EAGER} always runs, for the ratio",
+    )
+    parser.add_argument(
+        "--chunks",
+        type=positive(int),
+        metavar="K",
+        help="also measure auto with chunks=K, for its memory; a critic that cannot be cut says so in its row",
     )
     parser.add_argument(
         "--batch", type=positive(int), metavar="N", help="samples a batch (default: the zoo's, by critic)"
@@ -149,15 +161,18 @@ def run(args: argparse.Namespace) -> int:
     except OSError as error:
         return _refuse(f"--json: {error}")
     machine.fix_malloc()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, reports every start
     torch.set_num_threads(args.threads or torch.get_num_threads())
     rows, red, stopped = _measure_all(args)
     settings = {"batch": args.batch, "repeats": args.repeats, "seconds": args.seconds, "dtype": args.dtype}
     settings |= {"device": str(args.device), "threads": torch.get_num_threads(), "malloc": machine.malloc_line()}
+    settings["chunks"] = args.chunks
     line, found = machine_line(args.device), versions()
     if args.json and (rows or not stopped):
         table.write_json(args.json, rows, machine=line, versions=found, settings=settings | {"stopped": stopped})
     if rows:
         print(table.render(rows, earlier))
+        print("\n" + summary(rows))
         print(_footer(line, found, settings))
         for key in ("dtype", "device", "threads"):
             then = about.get("settings", settings).get(key)
@@ -170,6 +185,8 @@ def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool, bool]
     """(rows, whether any critic was left out, whether Ctrl-C ended it), saying at once what was left out and why."""
     critics = list(zoo.ZOO) if "all" in args.critics else list(dict.fromkeys(args.critics))
     engines = list(dict.fromkeys([EAGER, *args.engines]))
+    if args.chunks and args.chunks > 1:
+        engines += [*(["auto"] if "auto" not in engines else []), f"{CHUNKS}{args.chunks}"]
     rows, red = [], False
     with tqdm(total=len(critics) * args.repeats, unit="round", file=sys.stderr) as bar:
         for i, name in enumerate(critics):
@@ -189,61 +206,15 @@ def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool, bool]
     return rows, red, False
 
 
-def measure_critic(
-    name: str, engines: list[str], args: argparse.Namespace, on_round: Callable[[], None]
-) -> tuple[list[table.Row], list[str]]:
-    """(rows, failures of the gate) of one critic; no rows where an engine of gpfast failed it."""
-    entry, dtype = zoo.ZOO[name], DTYPES[args.dtype]
-    batch = args.batch or entry.batch
-    critic = zoo.build(name, dtype=dtype, device=args.device)
-
-    def case_of(samples: int) -> zoo.Case:
-        generator = torch.Generator().manual_seed(1)
-        return entry.inputs(samples, False, device=args.device, dtype=dtype, generator=generator)
-
-    gate = Gate(entry, critic, case_of(batch if COMPILE in engines else min(batch, GATE_BATCH)))
-    failures = [f"engine {e}: {f}" for e in engines if e != COMPILE for f in gate.failures(e)]
-    if failures:
-        return [], failures
-    rows = {engine: table.Row(name, batch, engine) for engine in engines}
-    case, steps = case_of(batch), {}
-    for engine in engines:
-        copied = copy.deepcopy(critic)
-        if engine == COMPILE:
-            step, rows[engine].note = _compiled_step(gate, copied)
-        else:
-            step = step_function(penalty_function(engine, copied, case), copied)
-            counted = cost.measure(step, existing=(copied, case.real, case.fake, case.args))
-            rows[engine].peak_bytes, rows[engine].launches = counted.peak_bytes, counted.launches
-            rows[engine].flop, rows[engine].bytes_moved = counted.flop, counted.bytes_moved
-        if step is not None:
-            steps[engine] = step
-    times = timing.interleaved(steps, rounds=args.repeats, seconds=args.seconds, device=args.device, on_round=on_round)
-    for engine, measured in times.items():
-        row = rows[engine]
-        row.times_ms = measured
-        row.p20_ms, row.median_ms, row.p80_ms = timing.percentiles(measured)
-        row.ratio = timing.ratio(times[EAGER], measured)
-    return list(rows.values()), []
-
-
-def _compiled_step(gate: Gate, critic: torch.nn.Module) -> tuple[Callable[[], None] | None, str]:
-    """(step, "") of the competitor "compile" on the gate's case, or (None, why there is none)."""
-    try:
-        penalty = compiled_penalty(critic, gate.case)
-        failures = gate.real_failures(penalty, critic, COMPILE_SLACK)
-    except Exception as error:  # whatever the compiler raises is the answer
-        return None, f"cannot be compiled so: {first_line(error)}"
-    return (None, f"fails the gate: {failures[0]}") if failures else (step_function(penalty, critic), "")
-
-
 def _footer(line: str, versions: dict[str, str], settings: dict) -> str:
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"""
 {line}; {found}; {settings["dtype"]}; at most {settings["repeats"]} rounds and {settings["seconds"]:g} s a critic.
 Penalty and its gradient in every parameter. ratio: eager's time over the engine's, median of the rounds' ratios; above
-1 is faster. peak MB: 10^6 bytes alive beyond inputs and parameters, gradients included, ATen's workspace not. GFLOP:
-products and convolutions. {settings["malloc"]}."""
+1 is faster. x bare: the engine's time over that of the critic's matrix products alone. peak MB: 10^6 bytes alive beyond
+inputs and parameters, ATen's workspace included; own MB: without the parameters' gradients. launches: operators that
+write memory. GFLOP: products and convolutions. Under {SMALL_BYTES / 1e6:g} MB of activations memory is not judged.
+{settings["malloc"]}."""
 
 
 def _refuse(sentence: str) -> int:

@@ -16,7 +16,12 @@ from gpfast.zoo import Case
 
 EAGER = "reference"
 COMPILE = "compile"
-COMPETITORS = (*ENGINES, COMPILE)
+BARE = "bare"
+CHUNKS = "chunks="  # and a number: the tape on a batch in so many parts
+COMPETITORS = (*ENGINES, BARE, COMPILE)
+DEFAULT = (EAGER, "autograd", "auto", BARE)  # "auto" is "tape" where that can run
+# What compile is compared on: dense, convolutional, residual, with norms, of one dimension.
+COMPILED = ("toy-mlp", "motion-prior", "dcgan32", "resnet32", "layernorm-dcgan", "audio-1d")
 # Its kernels round otherwise, and then an activation beside a ReLU's kink moves the gradient: held to this share of it.
 COMPILE_SLACK = 0.01
 
@@ -24,9 +29,13 @@ Penalty = Callable[..., Tensor]
 
 
 def penalty_function(engine: str, critic: nn.Module, case: Case) -> Penalty:
-    """`penalty(alpha=None)`, a 0-dim tensor: that of `engine` with gpfast's defaults; without alpha it draws one."""
-    if engine == COMPILE:
-        return compiled_penalty(critic, case)
+    """`penalty(alpha=None)`, a 0-dim tensor: that of `engine` with gpfast's defaults; without alpha it draws one.
+
+    `engine` is one of gpfast's, or "chunks=K".
+    """
+    options = {"engine": engine}
+    if engine.startswith(CHUNKS):
+        options = {"engine": "auto", "chunks": chunks_of(engine)}
 
     def penalty(alpha: Tensor | None = None) -> Tensor:
         return gpfast.gradient_penalty(
@@ -37,10 +46,15 @@ def penalty_function(engine: str, critic: nn.Module, case: Case) -> Penalty:
             args=case.args,
             kwargs=case.kwargs,
             output=case.output,
-            engine=engine,
+            **options,
         )
 
     return penalty
+
+
+def chunks_of(engine: str) -> int:
+    """In how many parts the batch goes through."""
+    return int(engine.removeprefix(CHUNKS)) if engine.startswith(CHUNKS) else 1
 
 
 def compiled_penalty(critic: nn.Module, case: Case) -> Penalty:

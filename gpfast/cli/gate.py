@@ -1,7 +1,8 @@
 """The correctness gate of every measurement: value and parameter gradients against the reference in float64.
 
 The small form in float64, the real form in the measured dtype, by the rules of gpfast.compare. Every run starts from a
-deepcopy, the same random state and the same alpha.
+deepcopy, the same random state and the same alpha. A parameter that takes part and whose gradient is zero for certain
+may have zeros where the reference has None.
 
 Data and alpha are short dyadic numbers, so that the interpolates need no rounding in any dtype. For a critic of ReLUs
 has kinks, and an activation that lies within rounding of one falls on this side or that, and takes a visible part of
@@ -20,31 +21,36 @@ from torch.utils._pytree import tree_map
 
 import gpfast
 from gpfast import zoo
+from gpfast.chunks import cut
 from gpfast.cli.competitors import Penalty, penalty_function
 from gpfast.compare import Outcome, exact_failures, rounded_failures
+from gpfast.inputs import call_critic, tensors_of
 from gpfast.layout import accumulate_dtype
 
 
 class Gate:
     """The references of one critic of the zoo, taken once, for any number of engines.
 
-    `critic` is the one to be measured, and stays as it is; `self.case` is `case` in short numbers.
+    `critic` is the one to be measured, and stays as it is; `self.case` is `case` in short numbers. parts: the batch
+    goes through the reference in so many, for a critic that draws: an engine that cuts the batch draws for each part.
     """
 
-    def __init__(self, entry: zoo.Entry, critic: nn.Module, case: zoo.Case) -> None:
+    def __init__(self, entry: zoo.Entry, critic: nn.Module, case: zoo.Case, parts: int = 1) -> None:
         first = case.real[0] if isinstance(case.real, tuple) else case.real
         generator = torch.Generator().manual_seed(2)
         self.critic, self.case, self.dtype = critic, _map_floats(_shortened, case), first.dtype
         self.alpha = _short_alpha(len(first), generator).to(first.device, accumulate_dtype(first.dtype))
         self.exact = _reference(
-            copy.deepcopy(critic).double(), _map_floats(Tensor.double, self.case), self.alpha.double()
+            copy.deepcopy(critic).double(), _map_floats(Tensor.double, self.case), self.alpha.double(), parts
         )
-        self.eager = None if first.dtype == torch.float64 else _reference(copy.deepcopy(critic), self.case, self.alpha)
+        self.eager = None
+        if first.dtype != torch.float64:
+            self.eager = _reference(copy.deepcopy(critic), self.case, self.alpha, parts)
         double = {"dtype": torch.float64, "device": first.device}
         self.small_critic = zoo.build(entry.name, small=True, **double)
         self.small_case = entry.inputs(entry.small_batch, True, generator=generator, **double)
         self.small_alpha = _short_alpha(entry.small_batch, generator).to(**double)
-        self.small_exact = _reference(copy.deepcopy(self.small_critic), self.small_case, self.small_alpha)
+        self.small_exact = _reference(copy.deepcopy(self.small_critic), self.small_case, self.small_alpha, parts)
 
     def failures(self, engine: str) -> list[str]:
         """What is wrong with `engine` in its two forms, a sentence each; empty where it passes."""
@@ -81,24 +87,41 @@ def outcome(penalty: Penalty, critic: nn.Module, alpha: Tensor) -> Outcome:
     return Outcome(value.detach().double(), gradients)
 
 
-def _reference(critic: nn.Module, case: zoo.Case, alpha: Tensor) -> Outcome:
+def draws(critic: nn.Module, case: zoo.Case) -> bool:
+    """Whether the critic draws random numbers when it runs."""
+    device = tensors_of(case.real)[0].device
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if cuda else []), torch.no_grad():
+        before = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else torch.empty(0)
+        call_critic(copy.deepcopy(critic), case.real, tensors_of(case.real), case.args, case.kwargs)
+        after = torch.get_rng_state(), torch.cuda.get_rng_state(device) if cuda else torch.empty(0)
+    return not all(map(torch.equal, before, after))
+
+
+def _reference(critic: nn.Module, case: zoo.Case, alpha: Tensor, parts: int = 1) -> Outcome:
     norms = []
 
     def penalty(alpha: Tensor) -> Tensor:
-        value, stats = gpfast.reference.gradient_penalty(
-            critic,
-            case.real,
-            case.fake,
-            alpha=alpha,
-            args=case.args,
-            kwargs=case.kwargs,
-            output=case.output,
-            return_stats=True,
-        )
-        norms.append(stats.norms.double())
-        return value
+        total, several = 0.0, isinstance(case.real, tuple)
+        inputs = tensors_of(case.real)
+        for part in cut([*inputs, *tensors_of(case.fake), alpha], None, case.args, case.kwargs, parts):
+            real, fake = tuple(part.points[: len(inputs)]), tuple(part.points[len(inputs) : -1])
+            value, stats = gpfast.reference.gradient_penalty(
+                critic,
+                real if several else real[0],
+                fake if several else fake[0],
+                weight=10.0 * part.share,
+                alpha=part.points[-1],
+                args=part.args,
+                kwargs=part.kwargs,
+                output=case.output,
+                return_stats=True,
+            )
+            norms.append(stats.norms.double())
+            total = total + value
+        return total
 
-    return replace(outcome(penalty, critic, alpha), norms=norms[0])
+    return replace(outcome(penalty, critic, alpha), norms=torch.cat(norms))
 
 
 def _short_alpha(batch: int, generator: torch.Generator) -> Tensor:

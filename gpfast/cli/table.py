@@ -7,12 +7,22 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpfast.cli.competitors import EAGER
+
 FORMAT = 1
 
 
 @dataclass
 class Row:
-    """One engine on one critic; `note` says in words why there are no figures."""
+    """One engine on one critic; `note` says in words why there are no figures.
+
+    ratio             Eager's time over this one's in the same round, median over the rounds.
+    over_bare         This one's time over that of the bare matrix passes, likewise.
+    peak_bytes        Counted from the dispatcher (gpfast.cost); raw_peak_bytes: as the allocator has it.
+    gradient_bytes    Of the parameters' gradients, which are in both peaks.
+    activation_bytes  The critic's: most bytes alive in its forward.
+    traits            The critic's: "curved" or "piecewise-linear", "convolutional", "norms"; empty where unknown.
+    """
 
     critic: str
     batch: int
@@ -27,19 +37,30 @@ class Row:
     flop: int | None = None
     bytes_moved: int | None = None
     note: str = ""
+    over_bare: float | None = None
+    raw_peak_bytes: int | None = None
+    gradient_bytes: int | None = None
+    activation_bytes: int | None = None
+    traits: list[str] = field(default_factory=list)
+
+    @property
+    def own_bytes(self) -> int | None:
+        """Of the raw peak what is not the parameters' gradients: activations, adjoints, workspace."""
+        return None if self.raw_peak_bytes is None else max(0, self.raw_peak_bytes - self.gradient_bytes)
+
+
+HEAD = ["critic", "batch", "engine", "median ms", "20 %", "80 %", "ratio", "x bare"]
+HEAD += ["peak MB", "/ eager", "own MB", "launches", "/ eager", "GFLOP"]
 
 
 def render(rows: list[Row], against: list[Row] | None = None) -> str:
     """The rows as a Markdown table in even columns; with `against`, earlier rows, each ratio's change beside it."""
-    head = ["critic", "batch", "engine", "median ms", "20 %", "80 %", "ratio", "peak MB", "launches", "GFLOP"]
-    lines = [head + (["was", "change"] if against is not None else [])]
+    lines = [HEAD + (["was", "change"] if against is not None else [])]
     earlier = {(r.critic, r.batch, r.engine): r.ratio for r in against or []}
+    eager = {(r.critic, r.batch): r for r in rows if r.engine == EAGER}
     for row in rows:
-        if row.note:
-            cells = [row.critic, str(row.batch), row.engine] + ["-"] * 7
-        else:
-            cells = [row.critic, str(row.batch), row.engine, *map(_digits, (row.median_ms, row.p20_ms, row.p80_ms))]
-            cells += [f"{row.ratio:.2f}", *_counts(row)]
+        cells = [row.critic, str(row.batch), row.engine, *map(_digits, (row.median_ms, row.p20_ms, row.p80_ms))]
+        cells += [_fixed(row.ratio), _fixed(row.over_bare), *_counts(row, eager.get((row.critic, row.batch)))]
         if against is not None:
             cells += _change(row.ratio, earlier.get((row.critic, row.batch, row.engine)))
         lines.append(cells)
@@ -71,13 +92,33 @@ def read_json(path: Path) -> tuple[list[Row], dict[str, Any]]:
         raise ValueError(f"{path} is not a file that this version's --json wrote ({error}).") from error
 
 
-def _counts(row: Row) -> list[str]:
-    if row.peak_bytes is None:
-        return ["-"] * 3
-    return [_digits(row.peak_bytes / 1e6), str(row.launches), _digits(row.flop / 1e9)]
+def share(part: int | None, whole: int | None) -> float | None:
+    """part / whole, None where either is unknown or there is no whole."""
+    return part / whole if part is not None and whole else None
 
 
-def _digits(x: float) -> str:
+def _counts(row: Row, eager: Row | None) -> list[str]:
+    return [
+        _digits(_scaled(row.raw_peak_bytes, 1e6)),
+        _fixed(share(row.raw_peak_bytes, eager and eager.raw_peak_bytes)),
+        _digits(_scaled(row.own_bytes, 1e6)),
+        "-" if row.launches is None else str(row.launches),
+        "-" if row.raw_peak_bytes is None else _fixed(share(row.launches, eager and eager.launches)),
+        _digits(_scaled(row.flop, 1e9)),
+    ]
+
+
+def _scaled(x: float | None, unit: float) -> float | None:
+    return None if x is None else x / unit
+
+
+def _fixed(x: float | None) -> str:
+    return "-" if x is None else f"{x:.2f}"
+
+
+def _digits(x: float | None) -> str:
+    if x is None:
+        return "-"
     return f"{x:.0f}" if x >= 99.95 else f"{x:.1f}" if x >= 9.995 else f"{x:.2f}" if x >= 0.095 else f"{x:.2g}"
 
 
