@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from gpfast import zoo
-from gpfast.cli.bench import GATE_BATCH
+from gpfast.cli.competitors import BARE, DEFAULT
 from gpfast.cli.gate import Gate
+from gpfast.cli.measure import GATE_BATCH
 
+ENGINES = [engine for engine in DEFAULT if engine != BARE]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

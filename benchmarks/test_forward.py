@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from cases import DEVICES, case_of, failures_of
+from cases import DEVICES, ENGINES, case_of, failures_of
 
 from gpfast import zoo
 from gpfast.cli.competitors import penalty_function
 from gpfast.inputs import call_critic, tensors_of
-from gpfast.penalty import ENGINES
 
 pytestmark = pytest.mark.benchmark(min_rounds=5, max_time=2.0)
 

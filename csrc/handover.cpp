@@ -13,8 +13,6 @@
 #include <torch/csrc/autograd/variable.h>
 #include <torch/library.h>
 
-#include <unordered_map>
-
 #include "points.h"
 #include "saved.h"
 
@@ -134,47 +132,18 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
   return last_order(*this, std::move(out));
 }
 
-namespace {
-
-bool has_hooks(Node& node) {
-  return !node.tensor_pre_hooks().empty() || !node.pre_hooks().empty() || !node.post_hooks().empty() ||
-         !node.retains_grad_hooks().empty();
+std::unordered_map<Edge, size_t> PenaltyBackward::places() const {
+  std::unordered_map<Edge, size_t> places;
+  for (size_t i = 0; i < gradients.size(); ++i) places.emplace(next_edge(i), i);
+  return places;
 }
 
-// Where the gradients of the parts of a batch meet: at an edge they have in common, or, of a linear layer, whose weight each part
-// transposes anew, behind such a transpose.
-class Places {
- public:
-  explicit Places(const edge_list& edges) {
-    for (size_t i = 0; i < edges.size(); ++i) {
-      const auto [edge, transposed] = common(edges[i]);
-      places_[transposed].emplace(edge, i);
-    }
-  }
-  // Which of the edges it is, or `none`.
-  size_t of(const Edge& edge, size_t none) const {
-    const auto [meets, transposed] = common(edge);
-    const auto found = places_[transposed].find(meets);
-    return found == places_[transposed].end() ? none : found->second;
-  }
-
- private:
-  static std::pair<Edge, bool> common(const Edge& edge) {
-    auto& node = *edge.function;
-    if (node.name() != "TBackward0" || has_hooks(node) || !node.next_edge(0).is_valid()) return {edge, false};
-    return {node.next_edge(0), true};
-  }
-  std::unordered_map<Edge, size_t> places_[2];
-};
-
-}  // namespace
-
 variable_list PenaltyBackward::take(const edge_list& edges) {
-  const Places places(next_edges());
+  const auto known = places();
   variable_list taken(edges.size());
   for (size_t i = 0; i < edges.size(); ++i) {
-    const size_t place = places.of(edges[i], SIZE_MAX);
-    if (place != SIZE_MAX) taken[i] = std::move(gradients[place]);
+    const auto found = known.find(edges[i]);
+    if (found != known.end()) taken[i] = std::move(gradients[found->second]);
   }
   return taken;
 }
@@ -184,11 +153,11 @@ void PenaltyBackward::add(const edge_list& edges, variable_list more, const at::
   if (more_unscale.defined() && unscale.defined())  // both are powers of two: of one scale they add up without rounding
     for (auto& gradient : more)
       if (gradient.defined()) gradient = scaled(gradient, more_unscale.div(unscale), false, true);
-  const Places places(next_edges());
+  const auto known = places();
   for (size_t i = 0; i < more.size(); ++i) {
-    const size_t place = places.of(edges[i], SIZE_MAX);
-    if (place != SIZE_MAX) {
-      accumulate(gradients[place], std::move(more[i]));
+    const auto found = known.find(edges[i]);
+    if (found != known.end()) {
+      accumulate(gradients[found->second], std::move(more[i]));
     } else {
       add_next_edge(edges[i]);
       gradients.push_back(std::move(more[i]));

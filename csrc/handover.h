@@ -1,5 +1,7 @@
 #pragma once
 // From the sweeps back to autograd: nodes whose next edges are the parameter side itself.
+#include <unordered_map>
+
 #include "tape.h"
 
 namespace gpfast {
@@ -31,6 +33,9 @@ struct PenaltyBackward : torch::autograd::Node {
   variable_list gradients;  // one an edge, undefined for zero
   at::Tensor unscale;
   bool given = false;
+
+ private:
+  std::unordered_map<Edge, size_t> places() const;  // of the edges among the gradients
 };
 
 }  // namespace gpfast

@@ -183,7 +183,7 @@ def test_a_compiler_that_takes_too_long_says_so(monkeypatch, capsys):
 
     monkeypatch.setattr(torch, "compile", slow)
     monkeypatch.setattr(measure, "COMPILE_SECONDS", 0.05)
-    monkeypatch.setattr(measure, "_end_compilers", lambda: None)
+    monkeypatch.setattr(measure, "end_compilers", lambda: None)
     assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto", "compile"]) == 0
     printed = capsys.readouterr().out
     assert "toy-mlp, compile: took longer than 0.05 s to compile" in printed

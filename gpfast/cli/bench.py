@@ -50,8 +50,9 @@ Launches and GFLOP are counted from the dispatcher and do not depend on the mach
 torch.compile does not pass there, so its row has none. --json has a peak so counted too.
 
 Under the table each engine over classes of critics: piecewise-linear ones, for which no node of
-the tape's plan bends, and curved ones; and for memory those with under 1 MB of activations (most
-bytes alive in the forward) apart.
+the tape's plan bends (one without a rule bends where its derivative may depend on values), and
+curved ones; and for memory those with under 1 MB of activations (most bytes alive in the forward)
+apart.
 """
 EPILOG = f"""\
 memory allocator:

@@ -143,7 +143,7 @@ def _compiled_step(gate: Gate, critic: nn.Module, row: table.Row) -> Step | None
             penalty = compiled_penalty(critic, gate.case)
             failures = gate.real_failures(penalty, critic, COMPILE_SLACK)
     except TookTooLong:
-        _end_compilers()
+        end_compilers()
         row.note = f"took longer than {COMPILE_SECONDS:g} s to compile"
         return None
     except Exception as error:  # whatever the compiler raises is the answer
@@ -157,7 +157,7 @@ def _compiled_step(gate: Gate, critic: nn.Module, row: table.Row) -> Step | None
     return step
 
 
-def _end_compilers() -> None:
+def end_compilers() -> None:
     """Waits until no compiler that was started runs any more: it would take time from what is measured next."""
     torch.compiler.reset()
     try:
