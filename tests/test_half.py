@@ -1,4 +1,4 @@
-"""float16 and bfloat16: no underflow before a GradScaler's factor is known, and no larger error than PyTorch's recipe."""
+"""float16 and bfloat16: no underflow before a GradScaler's factor is known, and no more error than PyTorch's recipe."""
 
 import copy
 
