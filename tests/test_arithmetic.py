@@ -280,6 +280,8 @@ def test_maximum_and_minimum_with_ties(name):
     everywhere(lambda h: operation(w.detach() - 0.5, h), x, rule=name)
     everywhere(lambda h: operation(h.sin(), h * 0.5), x, rule=name)
     everywhere(lambda h: operation(h, h), x, rule=name)
+    everywhere(lambda h: operation(h.mean(), h), x, rule=name)
+    everywhere(lambda h: operation(h.mean(), h.square().sum()), x, rule=name)
     everywhere(lambda h: operation(torch.relu(h), torch.zeros((), dtype=h.dtype)), x, rule=name)
     everywhere(lambda h: operation(h[:, :1], h[:1] * 2), x, rule=name)
     agree(lambda x: operation(x.float(), (w - 0.5).float()), x, [w], rule=name, tolerance=1e-6)

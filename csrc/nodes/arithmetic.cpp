@@ -131,6 +131,7 @@ class Weighted final : public Elementwise {
     for (size_t i = 0; i < weights_.size() && place.tangent; ++i) {
       if (!place.live(i) || !t[i].defined()) continue;
       Tensor z = std::move(t[i]);
+      if (z.dim() == 0 && weights_[i].dim() > 0) z = z.view(1);  // it would yield to the dtype of the weights
       sum = sum.defined() ? plus(std::move(sum), z, weights_[i]) : times(std::move(z), weights_[i]);
     }
     if (sum.defined()) out[0] = to_output(std::move(sum));
