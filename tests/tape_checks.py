@@ -23,7 +23,7 @@ LOSSES = (penalty_loss, cubic_loss)
 
 
 def loss_of_gradient(function, point, loss):
-    """loss(y, g) by the tape, which is told that no second adjoint will arrive at the outputs: the loss reads g alone."""
+    """loss(y, g) of g alone, by the tape, which is told that no second adjoint will arrive at the outputs."""
     start, target = torch.ops.gpfast.root(point, False)
     y = function(start)
     (g,), _, refused = torch.ops.gpfast.input_gradient(y, [target], True, True, False)
@@ -49,7 +49,7 @@ def autograd_gradients(function, x, parameters, loss):
 
 
 def tape_gradients(function, x, parameters, loss, *, rules=True, again=False):
-    """The same by the tape, and what it did: [(node, rule, bends, bent)]. again: the last two sweeps run a second time."""
+    """The same by the tape, and what it did: [(node, rule, bends, bent)]. again: the last two sweeps run twice."""
     torch.manual_seed(3)
     point = x.detach().clone().requires_grad_()
     seen = []
