@@ -72,6 +72,11 @@ void refuse_batched(const variable_list& grads) {
                 " engine=\"autograd\".");
 }
 
+void tell(const std::vector<NodePtr>& sinks) {
+  at::AutoGradMode off(false);
+  for (const auto& sink : sinks) (*sink)(variable_list(sink->num_inputs()));
+}
+
 bool reads_as_one(const at::Tensor& scale) {
   if (!scale.is_cpu() || scale.dim() != 0 || scale.key_set().has(c10::DispatchKey::Python)) return false;
   if (scale.scalar_type() == at::kFloat) return *scale.const_data_ptr<float>() == 1;
@@ -94,6 +99,7 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
   b.resize(tape.plan().roots.size());
   grads.clear();
   const bool keep = torch::autograd::get_current_graph_task_keep_graph();
+  tell(tape.plan().sinks);
   variable_list found;
   in_own_pass([&] { found = tape.finish(std::move(v), std::move(b), keep); });
   for (size_t i = 0; i < found.size(); ++i) {
@@ -108,6 +114,7 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
 void InputGradientBackward::release_variables() {}
 
 variable_list PenaltyBackward::apply(variable_list&& grads) {
+  tell(sinks);
   std::lock_guard<std::mutex> lock(mutex_);
   TORCH_CHECK(!given, torch::autograd::ERR_BACKWARD_TWICE);
   refuse_batched(grads);
@@ -148,8 +155,11 @@ variable_list PenaltyBackward::take(const edge_list& edges) {
   return taken;
 }
 
-void PenaltyBackward::add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale) {
+void PenaltyBackward::add(const Tape& tape, variable_list more) {
   at::AutoDispatchBelowADInplaceOrView below;
+  const auto& edges = tape.edges();
+  const auto& more_unscale = tape.unscale();
+  sinks.insert(sinks.end(), tape.plan().sinks.begin(), tape.plan().sinks.end());
   if (more_unscale.defined() && unscale.defined())  // both are powers of two: of one scale they add up without rounding
     for (auto& gradient : more)
       if (gradient.defined()) gradient = scaled(gradient, more_unscale.div(unscale), false, true);
@@ -245,10 +255,10 @@ at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds,
   if (earlier && !tape.plan().half && !earlier->unscale.defined()) begun = earlier->take(tape.edges());
   auto found = tape.finish(std::move(seeds), variable_list(tape.plan().roots.size()), /*keep=*/false, std::move(begun));
   if (earlier) {
-    earlier->add(tape.edges(), std::move(found), tape.unscale());
+    earlier->add(tape, std::move(found));
     torch::autograd::impl::set_gradient_edge(result, {onto->grad_fn(), 0});
   } else {
-    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(tape.edges(), std::move(found), tape.unscale()));
+    torch::autograd::create_gradient_edge(result, make_node<PenaltyBackward>(tape, std::move(found)));
   }
   return result;
 }

@@ -19,19 +19,20 @@ struct InputGradientBackward : torch::autograd::Node {
 
 // Backward of the penalty: the gradients are there already, and are handed over times what arrives.
 struct PenaltyBackward : torch::autograd::Node {
-  // unscale: 0-dim factor of all gradients, or undefined.
-  PenaltyBackward(const edge_list& edges, variable_list gradients, at::Tensor unscale)
-      : Node(edge_list(edges)), gradients(std::move(gradients)), unscale(std::move(unscale)) {}
+  // gradients: those that `tape` has found.
+  PenaltyBackward(const Tape& tape, variable_list gradients)
+      : Node(edge_list(tape.edges())), gradients(std::move(gradients)), unscale(tape.unscale()), sinks(tape.plan().sinks) {}
   variable_list apply(variable_list&& grads) override;
   void release_variables() override;
   std::string name() const override { return "gpfast::PenaltyBackward"; }
   // Of what it holds, that which meets these edges, undefined where nothing does: to be added to, and given back by add.
   variable_list take(const edge_list& edges);
   // The gradients of another part of the batch, before anything depends on this node.
-  void add(const edge_list& edges, variable_list more, const at::Tensor& more_unscale);
+  void add(const Tape& tape, variable_list more);
 
   variable_list gradients;  // one an edge, undefined for zero
-  at::Tensor unscale;
+  at::Tensor unscale;          // 0-dim factor of all gradients, or undefined
+  std::vector<NodePtr> sinks;  // of the plans
   bool given = false;
 
  private:

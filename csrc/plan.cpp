@@ -25,11 +25,8 @@ bool has_hooks(Node& node) {
          !node.retains_grad_hooks().empty();
 }
 
-// Differentiated by a backward pass of its own, into the parameters' .grad: PyTorch refuses one below a gradient with respect to
-// inputs, and so must whoever calls nodes directly. The class is the Python bindings', known by name here.
-bool is_reentrant_checkpoint(const Node& node) {
-  return !std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE") && node.name() == "CheckpointFunctionBackward";
-}
+// A custom Function written in Python; the class is the Python bindings'.
+bool is_python(const Node& node) { return !std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE"); }
 
 class Reader {
  public:
@@ -102,11 +99,10 @@ class Reader {
       live |= edge.is_valid() && (target_of(edge) >= 0 || step_of(edge.function.get()) >= 0);
     if (!live) return;
     if (has_hooks(*node)) refuse(*node, "has a backward hook");
-    TORCH_CHECK(!is_reentrant_checkpoint(*node), "the critic holds a checkpoint with use_reentrant=True, incompatible with a"
-                " gradient with respect to inputs, in PyTorch too; pass use_reentrant=False.");
     index_[node.get()] = static_cast<int>(plan_.steps.size());
     auto& step = plan_.steps.emplace_back();
     step.node = node;
+    if (is_python(*node)) know_by_name(step);
     auto& place = step.place;
     place.node = node.get();
     place.outputs = node->num_inputs();
@@ -125,6 +121,15 @@ class Reader {
       step.sources.push_back(source);
       place.inputs.push_back(input);
     }
+  }
+
+  void know_by_name(Step& step) {
+    const auto name = step.node->name();
+    // Differentiated by a backward pass of its own, into the parameters' .grad.
+    TORCH_CHECK(name != "CheckpointFunctionBackward", "the critic holds a checkpoint with use_reentrant=True, incompatible with a"
+                " gradient with respect to inputs, in PyTorch too; pass use_reentrant=False.");
+    step.sink = name == "_DDPSinkBackward";
+    if (step.sink) plan_.sinks.push_back(step.node);
   }
 
   Source source_of(const Edge& edge, bool collect) {

@@ -38,6 +38,7 @@ struct Step {
   Values a, t, b;              // one an output; each only between its sweep's writer and reader
   c10::SmallVector<int, 2> uses;  // of the tangents, one an output
   bool runs_tangent = false, runs_second = false;
+  bool sink = false;  // one of Plan::sinks
   std::vector<Escape> escapes;  // of a step that runs alone
 };
 
@@ -48,6 +49,9 @@ struct Plan {
   edge_list sides;  // the parameter side: distinct edges that leave the live nodes
   std::vector<Source> roots;  // the outputs; step is -1 where an output does not depend on the points
   bool half = false;          // some of it is in float16, whose range is short
+  // DistributedDataParallel's marks in the graph of what it returns: identities, whose call in the backward pass that reaches the
+  // parameters tells it to reduce their gradients at its end.
+  std::vector<NodePtr> sinks;
   std::string refused;        // why the graph must be differentiated whole, by autograd; empty where it need not
 };
 

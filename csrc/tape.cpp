@@ -13,6 +13,7 @@
 #include <unordered_map>
 
 #include "nodes/alone.h"
+#include "nodes/passes.h"
 #include "saved.h"
 
 namespace gpfast {
@@ -92,7 +93,7 @@ void Tape::scale_tangents(variable_list& v, variable_list& b) {
 }
 
 void Tape::make_rule(Step& step) const {
-  step.rule = rule_for(*step.node, step.place);
+  step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place);
   if (step.rule) return;
   auto alone = std::make_unique<Alone>(step.node, step.place);
   step.alone = alone.get();

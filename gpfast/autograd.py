@@ -26,6 +26,8 @@ def penalty(
 
     With `create_graph` the value carries PyTorch's graph and is differentiable to any order that the critic is.
     """
+    if create_graph:
+        check_static_graph(scores)
     gradients = torch.autograd.grad(
         scores,
         [edge(target) for target in targets.values()],
@@ -37,6 +39,24 @@ def penalty(
     check_used(targets, gradients)
     with torch.set_grad_enabled(create_graph):
         return penalty_of(list(gradients), mask, options)
+
+
+def check_static_graph(scores: Tensor) -> None:
+    """Raises where DistributedDataParallel would reduce gradients at the end of the first backward pass.
+
+    The mark that it leaves, for the first iteration, lies in the graph of what it returned, near the scores.
+    """
+    node = scores.grad_fn
+    for _ in range(8):
+        if type(node).__name__ == "_DDPSinkBackward" and getattr(node.ddp_weakref(), "static_graph", False):
+            raise RuntimeError(
+                "DistributedDataParallel(static_graph=True) reduces gradients at the end of the first backward pass,"
+                " and PyTorch's double backward then leaves wrong ones in silence; use engine='auto' (the tape), or"
+                " static_graph=False."
+            )
+        if node is None or not node.next_functions:
+            return
+        node = node.next_functions[0][0]
 
 
 def transformed(function: Callable, points: list[Tensor]) -> tuple[Tensor, list[Tensor]]:

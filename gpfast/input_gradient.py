@@ -84,6 +84,8 @@ def _outputs_and_gradients(
             gradients = [g.to(dtype) for g, dtype in zip(gradients, dtypes, strict=True)]
             return again if derivatives else again.detach(), gradients
         tape.say_refused(refused)
+    if derivatives:
+        autograd.check_static_graph(y)
     gradients = torch.autograd.grad(
         y, [edge(t) for t in targets.values()], torch.ones_like(y), create_graph=derivatives, allow_unused=True
     )

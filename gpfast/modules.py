@@ -14,25 +14,31 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Facts(NamedTuple):
-    """Of a module and all it holds: its batch norms; whether it has recurrent layers, parts that torch.compile made."""
+    """Of a module and all it holds: batch norms; whether there are recurrent, compiled or sharded parts."""
 
+    kind: type
     batch_norms: list[weakref.ref]
     recurrent: bool
     compiled: bool
+    sharded: bool
 
 
+# FSDP1 and FSDP2, known by name: importing them takes a second.
+_SHARDED = {"FullyShardedDataParallel", "FSDPModule"}
 _known: weakref.WeakKeyDictionary[nn.Module, Facts] = weakref.WeakKeyDictionary()
 
 
 def facts_of(module: nn.Module) -> Facts:
-    """Looked up at the first call for `module`."""
+    """Looked up at the first call for `module`, and again where it has become of another class, as sharding does."""
     facts = _known.get(module)
-    if facts is None:
+    if facts is None or facts.kind is not type(module):
         parts = list(module.modules())
         facts = _known[module] = Facts(
+            type(module),
             [weakref.ref(part) for part in parts if isinstance(part, _BatchNorm)],
             any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in parts),
             any(type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None for part in parts),
+            any(_SHARDED & {kind.__name__ for kind in type(part).__mro__} for part in parts),
         )
     return facts
 

@@ -83,6 +83,12 @@ def twice_differentiable(critic: Callable, point: Tensor, *, by_sample: bool = F
     recurrent = compiled = False
     for module in modules:
         facts = facts_of(module)
+        if facts.sharded and torch.is_grad_enabled():
+            raise RuntimeError(
+                f"the critic ({type(module).__name__}) is sharded by FSDP, which reduces gradients at the end of the"
+                " first backward pass: those of a gradient penalty would be lost without a word, in PyTorch's double"
+                " backward too. Wrap the critic in DistributedDataParallel instead; a sharded generator is no obstacle."
+            )
         recurrent |= facts.recurrent
         compiled |= facts.compiled or module._compiled_call_impl is not None
     recurrent &= point.is_cuda
