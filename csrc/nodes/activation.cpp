@@ -1,7 +1,5 @@
 #include "nodes/activation.h"
 
-#include <ATen/ops/empty_like.h>
-
 #include "nodes/layout.h"
 
 namespace gpfast {
@@ -35,10 +33,8 @@ class ActivationRule : public Rule {
     bend_ = Tensor();
     if (t[0].defined() && place.wanted(0)) {
       Tensor a = take(a_), z = relaid(std::move(t[0]), order_);
-      if (!ours(a)) a = at::empty_like(a).copy_(a);
-      const bool in_place = ours(z);
-      out[0] = slope_and_curve(z, a, saved_, curve_, in_place);
-      bend_ = std::move(a);
+      const bool in_t = ours(z), in_a = ours(a);
+      std::tie(out[0], bend_) = slope_and_curve(z, a, saved_, curve_, in_t, in_a);
     } else if (t[0].defined() && place.tangent) {
       Tensor z = relaid(std::move(t[0]), order_);
       const bool in_place = ours(z);

@@ -3,7 +3,6 @@
 #include <ATen/WrapDimUtils.h>
 #include <ATen/ops/_log_softmax_backward_data.h>
 #include <ATen/ops/_softmax_backward_data.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/exp.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/sum.h>
@@ -42,10 +41,9 @@ class SoftmaxRule : public Rule {
     bend_ = Tensor();
     if (place.wanted(0)) {
       Tensor a = take(a_), z = relaid(std::move(t[0]), order_);
-      if (!ours(a)) a = at::empty_like(a).copy_(a);
-      const bool in_place = ours(z);
-      out[0] = softmax_tangent(z, a, y_, dim_, in_place);
-      bend_ = place.bent ? std::move(a) : times(a);
+      const bool in_a = ours(a);
+      std::tie(out[0], bend_) = softmax_tangent(z, a, y_, dim_, in_a);
+      if (!place.bent) bend_ = times(bend_);
     } else if (place.tangent) {
       out[0] = times(t[0]);
     }

@@ -31,8 +31,9 @@ void slope_plain(const Tensor& z, const Tensor& saved, const Curve& by, const Te
   out.copy_(derivative(saved, by, false) * z);
 }
 
-void slope_and_curve_plain(const Tensor& t, const Tensor& a, const Tensor& saved, const Curve& by, const Tensor& out) {
-  a.copy_(derivative(saved, by, true) * a * t);
+void slope_and_curve_plain(const Tensor& t, const Tensor& a, const Tensor& saved, const Curve& by, const Tensor& out,
+                           const Tensor& bend) {
+  bend.copy_(derivative(saved, by, true) * a * t);
   out.copy_(derivative(saved, by, false) * t);
 }
 
@@ -68,19 +69,29 @@ void slope_in_place(const Tensor& z, const Tensor& saved, int64_t kind, double p
 }
 
 template <auto kernel>
-Tensor slope_and_curve_op(const Tensor& t, const Tensor& a, const Tensor& saved, int64_t kind, double p, double q, double r) {
+std::tuple<Tensor, Tensor> both_op(const Tensor& t, const Tensor& a, const Tensor& saved, int64_t kind, double p, double q,
+                                   double r) {
+  check(t, a);
+  check(t, saved);
+  std::tuple<Tensor, Tensor> made{at::empty_like(t), at::empty_like(a)};
+  kernel(t, a, saved, curve(kind, p, q, r), std::get<0>(made), std::get<1>(made));
+  return made;
+}
+
+template <auto kernel>
+Tensor both_in_a(const Tensor& t, const Tensor& a, const Tensor& saved, int64_t kind, double p, double q, double r) {
   check(t, a);
   check(t, saved);
   const auto out = at::empty_like(t);
-  kernel(t, a, saved, curve(kind, p, q, r), out);
+  kernel(t, a, saved, curve(kind, p, q, r), out, a);
   return out;
 }
 
 template <auto kernel>
-void slope_and_curve_in_place(const Tensor& t, const Tensor& a, const Tensor& saved, int64_t kind, double p, double q, double r) {
+void both_in_place(const Tensor& t, const Tensor& a, const Tensor& saved, int64_t kind, double p, double q, double r) {
   check(t, a);
   check(t, saved);
-  kernel(t, a, saved, curve(kind, p, q, r), t);
+  kernel(t, a, saved, curve(kind, p, q, r), t, a);
 }
 
 template <auto kernel>
@@ -91,16 +102,17 @@ void add_slope_op(const Tensor& into, const Tensor& z, const Tensor& saved, int6
 }
 
 template <typename F>
-auto find(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<F>();
+auto find(const char* name, const char* overload = "") {
+  return c10::Dispatcher::singleton().findSchemaOrThrow(name, overload).typed<F>();
 }
 
 template <auto slope, auto slope_and_curve, auto add_slope>
 void implement(torch::Library& m) {
   m.impl("slope", &slope_op<slope>);
   m.impl("slope_", &slope_in_place<slope>);
-  m.impl("slope_and_curve", &slope_and_curve_op<slope_and_curve>);
-  m.impl("slope_and_curve_", &slope_and_curve_in_place<slope_and_curve>);
+  m.impl("slope_and_curve", &both_op<slope_and_curve>);
+  m.impl("slope_and_curve_.a", &both_in_a<slope_and_curve>);
+  m.impl("slope_and_curve_", &both_in_place<slope_and_curve>);
   m.impl("add_slope_", &add_slope_op<add_slope>);
 }
 
@@ -115,13 +127,16 @@ Tensor slope(const Tensor& z, const Tensor& saved, const Curve& by, bool in_plac
   return z;
 }
 
-Tensor slope_and_curve(const Tensor& t, const Tensor& a, const Tensor& saved, const Curve& by, bool in_place) {
-  static const auto op = find<decltype(slope_and_curve_op<slope_and_curve_cpu>)>("gpfast::slope_and_curve");
-  static const auto op_ = find<decltype(slope_and_curve_in_place<slope_and_curve_cpu>)>("gpfast::slope_and_curve_");
+std::tuple<Tensor, Tensor> slope_and_curve(const Tensor& t, const Tensor& a, const Tensor& saved, const Curve& by, bool in_t,
+                                           bool in_a) {
+  static const auto op = find<decltype(both_op<slope_and_curve_cpu>)>("gpfast::slope_and_curve");
+  static const auto op_a = find<decltype(both_in_a<slope_and_curve_cpu>)>("gpfast::slope_and_curve_", "a");
+  static const auto op_ = find<decltype(both_in_place<slope_and_curve_cpu>)>("gpfast::slope_and_curve_");
   const auto kind = static_cast<int64_t>(by.kind);
-  if (!in_place) return op.call(t, a, saved, kind, by.p, by.q, by.r);
+  if (!in_a) return op.call(t, a, saved, kind, by.p, by.q, by.r);
+  if (!in_t) return {op_a.call(t, a, saved, kind, by.p, by.q, by.r), a};
   op_.call(t, a, saved, kind, by.p, by.q, by.r);
-  return t;
+  return {t, a};
 }
 
 void add_slope(const Tensor& into, const Tensor& z, const Tensor& saved, const Curve& by) {
@@ -132,7 +147,8 @@ void add_slope(const Tensor& into, const Tensor& z, const Tensor& saved, const C
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("slope(Tensor z, Tensor saved, int kind, float p, float q, float r) -> Tensor");
   m.def("slope_(Tensor(a!) z, Tensor saved, int kind, float p, float q, float r) -> ()");
-  m.def("slope_and_curve(Tensor t, Tensor(a!) a, Tensor saved, int kind, float p, float q, float r) -> Tensor");
+  m.def("slope_and_curve(Tensor t, Tensor a, Tensor saved, int kind, float p, float q, float r) -> (Tensor, Tensor)");
+  m.def("slope_and_curve_.a(Tensor t, Tensor(a!) a, Tensor saved, int kind, float p, float q, float r) -> Tensor");
   m.def("slope_and_curve_(Tensor(a!) t, Tensor(b!) a, Tensor saved, int kind, float p, float q, float r) -> ()");
   m.def("add_slope_(Tensor(a!) into, Tensor z, Tensor saved, int kind, float p, float q, float r) -> ()");
 }

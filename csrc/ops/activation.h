@@ -2,6 +2,8 @@
 // Smooth activations: their first and second derivatives s and c, of what the activation saved, its input or its result.
 #include <ATen/core/Tensor.h>
 
+#include <tuple>
+
 namespace gpfast {
 
 // Each is a struct of formulas in ops/activation_formulas.h, where the parameters are explained.
@@ -26,20 +28,21 @@ struct Curve {
 // In all of these the tensors are dense and alike.
 // s z; in place where told.
 at::Tensor slope(const at::Tensor& z, const at::Tensor& saved, const Curve& by, bool in_place);
-// s t, in place where told; a becomes c a t.
-at::Tensor slope_and_curve(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by, bool in_place);
+// (s t, c a t), in the memory of t and of a where told: of t only beside a.
+std::tuple<at::Tensor, at::Tensor> slope_and_curve(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved,
+                                                   const Curve& by, bool in_t, bool in_a);
 // into += s z.
 void add_slope(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
 
-// The kernels behind them: s z is written to out, which may be z.
+// The kernels behind them: s z is written to out, which may be z, and c a t to bend, which may be a.
 void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
-                         const at::Tensor& out);
+                         const at::Tensor& out, const at::Tensor& bend);
 void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
 // The same in PyTorch's own operators, for every device.
 void slope_plain(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
 void slope_and_curve_plain(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
-                           const at::Tensor& out);
+                           const at::Tensor& out, const at::Tensor& bend);
 void add_slope_plain(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
 
 }  // namespace gpfast

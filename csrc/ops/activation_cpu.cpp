@@ -46,11 +46,11 @@ GPFAST_INLINE void multiply(const T* z, const A* s, T* out, int64_t n) {
 }
 
 template <typename T, typename A>
-GPFAST_INLINE void multiply_both(const T* t, T* a, const A* s, const A* c, T* out, int64_t n) {
+GPFAST_INLINE void multiply_both(const T* t, const T* a, const A* s, const A* c, T* out, T* bend, int64_t n) {
 #pragma omp simd
   for (int64_t i = 0; i < n; ++i) {
     const A x = widen(t[i]);
-    a[i] = narrow<T>(c[i] * widen(a[i]) * x);
+    bend[i] = narrow<T>(c[i] * widen(a[i]) * x);
     out[i] = narrow<T>(s[i] * x);
   }
 }
@@ -82,8 +82,9 @@ GPFAST_DEFINE(at::BFloat16)
 
 #define GPFAST_DEFINE(T)                                                                                         \
   GPFAST_CLONES void scale(const T* z, const Accumulate<T>* s, T* out, int64_t n) { multiply(z, s, out, n); }    \
-  GPFAST_CLONES void scale_both(const T* t, T* a, const Accumulate<T>* s, const Accumulate<T>* c, T* out, int64_t n) { \
-    multiply_both(t, a, s, c, out, n);                                                                           \
+  GPFAST_CLONES void scale_both(const T* t, const T* a, const Accumulate<T>* s, const Accumulate<T>* c, T* out, T* bend, \
+                                int64_t n) {                                                                     \
+    multiply_both(t, a, s, c, out, bend, n);                                                                     \
   }                                                                                                              \
   GPFAST_CLONES void add_scaled(const T* z, const Accumulate<T>* s, T* into, int64_t n) { multiply_add(z, s, into, n); }
 GPFAST_FOR_EACH_DTYPE(GPFAST_DEFINE)
@@ -130,14 +131,14 @@ void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, co
 }
 
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
-                         const at::Tensor& out) {
-  if (!fused(by.kind)) return slope_and_curve_plain(t, a, saved, by, out);
+                         const at::Tensor& out, const at::Tensor& bend) {
+  if (!fused(by.kind)) return slope_and_curve_plain(t, a, saved, by, out, bend);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "slope_and_curve", [&] {
     const auto* tangent = t.const_data_ptr<scalar_t>();
-    auto* adjoint = a.mutable_data_ptr<scalar_t>();
-    auto* to = out.mutable_data_ptr<scalar_t>();
+    const auto* adjoint = a.const_data_ptr<scalar_t>();
+    auto *to = out.mutable_data_ptr<scalar_t>(), *second = bend.mutable_data_ptr<scalar_t>();
     with_derivatives<scalar_t>(saved, by, true, [&](const auto& found, int64_t begin, int64_t n) {
-      scale_both(tangent + begin, adjoint + begin, found.slope, found.curve, to + begin, n);
+      scale_both(tangent + begin, adjoint + begin, found.slope, found.curve, to + begin, second + begin, n);
     });
   });
 }

@@ -25,7 +25,8 @@ struct Gate {
 };
 
 // z, dense, by the slopes that `decider`, of any strides, gives; and the bits, eight a byte, in z's order in memory. weight,
-// where defined, is the slope where the bit is not set: it has z's dimensions, of which at most one is not 1. In place where told.
+// where defined, is the slope where the bit is not set: it has z's dimensions, of which at most one is not 1. In place where
+// told.
 std::tuple<at::Tensor, at::Tensor> gate(const at::Tensor& z, const at::Tensor& decider, const at::Tensor& weight, const Gate& by,
                                         bool in_place);
 // z by the slopes of bits that gate() made; z lies in memory as it did there.
