@@ -203,7 +203,8 @@ struct Differentiated {
   std::string refused;
 };
 
-Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool bent) {
+// later, bent: the tape will be finished in backward, with second adjoints of the scores.
+Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool later, bool bent) {
   auto plan = read_graph({gradient_edge(scores)}, targets, derivatives);
   if (!plan.refused.empty()) {
     watch_refused(plan.refused);
@@ -211,7 +212,7 @@ Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool r
   }
   at::AutoGradMode off(false);
   Differentiated d;
-  d.tape.emplace(std::move(plan), release);
+  d.tape.emplace(std::move(plan), release, later);
   d.gradients = d.tape->adjoint({at::ones_like(scores)}, bent);
   return d;
 }
@@ -225,9 +226,14 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
                          bool through_scores) {
   edge_list edges;
   for (const auto& target : targets) edges.push_back(point_edge(target));
-  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, through_scores);
-  if (!tape || !derivatives) return {std::move(gradients), scores, refused};
+  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, /*later=*/derivatives,
+                                                     /*bent=*/through_scores);
+  if (!tape) return {std::move(gradients), scores, refused};
   at::AutoGradMode off(false);
+  if (through_scores)  // what is returned is the caller's to write to: no rule may hold it
+    for (auto& gradient : gradients)
+      if (gradient.defined() && !ours(gradient)) gradient = gradient.clone();
+  if (!derivatives) return {std::move(gradients), scores, ""};
   const auto node = make_node<InputGradientBackward>(std::move(*tape), gradients.size());
   for (auto& gradient : gradients) {
     if (!gradient.defined()) {
@@ -238,7 +244,7 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
     torch::autograd::create_gradient_edge(gradient, node);
   }
   if (!through_scores) return {std::move(gradients), scores, ""};
-  auto again = scores.detach();
+  auto again = scores.detach().clone();
   torch::autograd::create_gradient_edge(again, node);
   return {std::move(gradients), std::move(again), ""};
 }
@@ -278,7 +284,7 @@ using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, i
 std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores, const at::Tensor& target, double center,
                                                         bool one_sided, double eps, c10::string_view reduction, double weight,
                                                         bool release, bool derivatives, const std::optional<at::Tensor>& onto) {
-  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*bent=*/false);
+  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*later=*/false, /*bent=*/false);
   if (!tape) return {at::empty({0}), at::empty({0}), refused};
   if (!gradients[0].defined()) return {at::empty({0}), at::empty({0}), ""};
   at::AutoGradMode off(false);

@@ -34,8 +34,14 @@ using Maker = Made (*)(Node&, const Place&);
 using Table = std::unordered_map<std::type_index, Maker>;
 
 // What an operation saved of its inputs, or of its own result. Raises as autograd does where it was written to since, or freed.
-at::Tensor input(const SavedVariable& saved) { return saved.unpack(); }
-at::Tensor result(const SavedVariable& saved, Node& node) { return saved.unpack(node.getptr()); }
+thread_local Versions* noting = nullptr;
+
+at::Tensor noted(at::Tensor read) {
+  if (noting) noting->note(read);
+  return read;
+}
+at::Tensor input(const SavedVariable& saved) { return noted(saved.unpack()); }
+at::Tensor result(const SavedVariable& saved, Node& node) { return noted(saved.unpack(node.getptr())); }
 int64_t integer(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
 Ints integers(const std::vector<c10::SymInt>& values) {
   Ints out;
@@ -803,10 +809,27 @@ bool has_rule(const Node& node) { return enabled && table().count(typeid(node));
 
 bool is_transpose(const Node& node) { return typeid(node) == typeid(TBackward0); }
 
-std::unique_ptr<Rule> rule_for(Node& node, const Place& place) {
+void Versions::note(const at::Tensor& read) {
+  if (!read.defined() || read.is_inference()) return;
+  const auto& version = read.unsafeGetTensorImpl()->version_counter();
+  read_.emplace_back(version, version.current_version());
+}
+
+void Versions::check() const {
+  for (const auto& [version, then] : read_)
+    TORCH_CHECK(version.current_version() == then, "one of the variables needed for gradient computation has been modified by an"
+                " inplace operation: it is at version ", version.current_version(), "; expected version ", then, " instead.");
+}
+
+std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions) {
   if (!enabled) return nullptr;
   const auto found = table().find(typeid(node));
-  return found == table().end() ? nullptr : found->second(node, place);
+  if (found == table().end()) return nullptr;
+  struct Noting {
+    explicit Noting(Versions* versions) { noting = versions; }
+    ~Noting() { noting = nullptr; }
+  } while_made(versions);
+  return found->second(node, place);
 }
 
 void set_rules_enabled(bool value) { enabled = value; }

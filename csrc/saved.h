@@ -1,11 +1,27 @@
 #pragma once
 // The one place where PyTorch's generated node structs are read: from a node's type to the rule made of what it saved.
+#include <c10/core/TensorImpl.h>
+
+#include <vector>
+
 #include "rule.h"
 
 namespace gpfast {
 
-// The rule for a node at its place in the plan; null where there is none, and the node runs alone.
-std::unique_ptr<Rule> rule_for(Node& node, const Place& place);
+// The versions of what rules have read of a graph. A rule holds plain tensors: autograd, which unpacks what it saved each time it is
+// needed, would notice that one of them has been written to in between.
+class Versions {
+ public:
+  void note(const at::Tensor& read);
+  // Raises as autograd does where anything that was read has been written to since.
+  void check() const;
+
+ private:
+  std::vector<std::pair<c10::VariableVersion, uint32_t>> read_;
+};
+
+// The rule for a node at its place in the plan; null where there is none, and the node runs alone. What it reads is noted.
+std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions = nullptr);
 // Whether any rule is for nodes of this type.
 bool has_rule(const Node& node);
 // Whether the node is that of a matrix' transpose.

@@ -14,7 +14,6 @@
 
 #include "nodes/alone.h"
 #include "nodes/passes.h"
-#include "saved.h"
 
 namespace gpfast {
 namespace {
@@ -92,8 +91,8 @@ void Tape::scale_tangents(variable_list& v, variable_list& b) {
   unscale_ = product.neg().exp2();
 }
 
-void Tape::make_rule(Step& step) const {
-  step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place);
+void Tape::make_rule(Step& step) {
+  step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr);
   if (step.rule) return;
   auto alone = std::make_unique<Alone>(step.node, step.place);
   step.alone = alone.get();
@@ -207,6 +206,7 @@ void Tape::admit_second(int index, int made_from) {
 
 variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable_list begun) {
   Outside outside;
+  versions_.check();
   for (auto& step : plan_.steps) {
     if (step.rule) step.rule->keep = keep;
     if (step.runs_second) step.b = Values(step.place.outputs);

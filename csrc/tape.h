@@ -1,14 +1,16 @@
 #pragma once
 // The sweeps over a plan.
 #include "plan.h"
+#include "saved.h"
 #include "watch.h"
 
 namespace gpfast {
 
 class Tape {
  public:
-  // release: the graph is nobody else's, so what it saved is freed as the sweeps pass.
-  Tape(Plan plan, bool release) : plan_(std::move(plan)), release_(release) {}
+  // release: the graph is nobody else's, so what it saved is freed as the sweeps pass. later: others work between adjoint and
+  // finish, and may write to what the rules hold.
+  Tape(Plan plan, bool release, bool later) : plan_(std::move(plan)), release_(release), later_(later) {}
 
   // From the scores down. seeds: one an output, undefined for zero. bent: finish will be given second adjoints of the outputs.
   // Returns the gradient at each point, undefined where there is none; of points in float16 in float32.
@@ -28,7 +30,7 @@ class Tape {
   void scale_adjoints(variable_list& seeds);
   void unscale_gradients(variable_list& gradients) const;
   void scale_tangents(variable_list& v, variable_list& b);
-  void make_rule(Step& step) const;
+  void make_rule(Step& step);
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
   void admit_second(int index, int made_from);
@@ -39,10 +41,11 @@ class Tape {
   void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
 
   Plan plan_;
-  bool release_;
+  bool release_, later_;
   edge_list edges_;
   std::vector<int> target_edges_, target_uses_;
   bool finished_ = false;
+  Versions versions_;
   int exponent_ = 0;    // adjoints are carried times 2^exponent
   at::Tensor unscale_;  // 0-dim float32
   Watched watched_;

@@ -220,10 +220,18 @@ def check_mask(mask: Structure | None, inputs: Structure, name: str) -> None:
             )
 
 
-def check_arguments(critic: Any, args: Any, kwargs: Any, output: Any) -> None:
+def check_autograd(what: str) -> None:
+    """Raises under torch.inference_mode(); `what` needs autograd."""
+    if torch.is_inference_mode_enabled():
+        raise RuntimeError(
+            f"{what} needs autograd, which torch.inference_mode() switches off for good; use torch.no_grad()."
+        )
+
+
+def check_arguments(critic: Any, args: Any, kwargs: Any, output: Any, name: str = "critic") -> None:
     """Raises unless the critic can be called with `args` and `kwargs`, and `output` is a way to pick a score."""
     if not callable(critic):
-        raise TypeError(f"`critic` must be callable; got {type(critic).__name__}.")
+        raise TypeError(f"`{name}` must be callable; got {type(critic).__name__}.")
     if type(args) is not tuple and not isinstance(args, tuple | list):
         raise TypeError(f"`args` must be a tuple; got {type(args).__name__}. For one argument write args=(labels,).")
     if kwargs is not None and not isinstance(kwargs, Mapping):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gpfast import autograd, tape
 from gpfast.backend import under_functions
-from gpfast.checks import check_arguments, check_tensor, checked_score
+from gpfast.checks import check_arguments, check_autograd, check_tensor, checked_score
 from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, arranged, call_critic, named_tensors, tensors_of
 from gpfast.options import ENGINES
@@ -46,10 +46,13 @@ def input_gradient_loss(
     """
     if engine not in ENGINES:
         raise ValueError(f"`engine` must be one of {', '.join(map(repr, ENGINES))}; got {engine!r}.")
-    check_arguments(function, args, kwargs, output)
+    check_autograd("the gradient with respect to the inputs")
+    check_arguments(function, args, kwargs, output, "function")
     if not callable(loss):
         raise TypeError(f"`loss` must be callable; got {type(loss).__name__}.")
     named = named_tensors(inputs, "inputs")
+    if not named:
+        raise ValueError("`inputs` holds no tensor; pass a tensor, or a tuple, list or dict of tensors.")
     for name, x in named.items():
         check_tensor(name, x)
     derivatives = torch.is_grad_enabled()

@@ -31,6 +31,8 @@ def arranged(like: Structure, tensors: Sequence[Any]) -> Any:
     """`tensors` as `like` is arranged."""
     if isinstance(like, Mapping):
         return dict(zip(like, tensors, strict=True))
+    if hasattr(like, "_fields"):  # a named tuple
+        return type(like)(*tensors)
     return type(like)(tensors) if isinstance(like, tuple | list) else tensors[0]
 
 

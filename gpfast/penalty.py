@@ -13,6 +13,7 @@ from gpfast.call import Call, in_parts
 from gpfast.checks import (
     check_alpha,
     check_arguments,
+    check_autograd,
     check_generator,
     check_inputs,
     check_mask,
@@ -111,11 +112,7 @@ def gradient_penalty(
     options = checked(
         center=center, one_sided=one_sided, at=at, norm_dims=norm_dims, eps=eps, reduction=reduction, engine=engine
     )
-    if torch.is_inference_mode_enabled():
-        raise RuntimeError(
-            "a gradient penalty needs autograd, which torch.inference_mode() switches off for good; use"
-            " torch.no_grad()."
-        )
+    check_autograd("a gradient penalty")
     check_arguments(critic, args, kwargs, output)
     check_chunks(chunks, critic, options, tape.absence)
     like, name = (fake, "fake") if at == "fake" else (real, "real")

@@ -343,6 +343,67 @@ def test_a_point_in_the_middle_of_a_graph(engine, model):
     close(results[1], results[0])
 
 
+OVERWRITTEN = {
+    "curved": lambda: Critic(smooth),
+    "piecewise": lambda: Critic(piecewise),
+    "convolutions": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 4, 2), nn.GroupNorm(2, 4), nn.SiLU(), nn.Flatten(), nn.Linear(8, 1)
+    ),
+    "attention": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 3)),
+        nn.Linear(3, 4),
+        nn.TransformerEncoderLayer(4, 2, 4, 0.0),
+        nn.Flatten(),
+        nn.Linear(8, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OVERWRITTEN)
+@pytest.mark.parametrize("engine", ["tape", "alone"])
+def test_a_parameter_that_is_overwritten_before_backward_is_noticed(name, engine):
+    """Where eager notices it, so does the tape; where eager does not, the gradient is eager's, or it is noticed too."""
+    torch.manual_seed(0)
+    model = OVERWRITTEN[name]().double()
+    parameters = dict(model.named_parameters())
+    noticed = 0
+    for overwritten in parameters:
+        results = []
+        for which in ("autograd", engine):
+            value = penalty(which, model, reduction="none").sum()
+            before = parameters[overwritten].detach().clone()
+            with torch.no_grad():
+                parameters[overwritten].mul_(2)
+            try:
+                with rules(which != "alone"):
+                    results.append(gradients(value, model))
+            except RuntimeError as error:
+                assert "modified by an inplace operation" in str(error)
+                results.append(None)
+            with torch.no_grad():
+                parameters[overwritten].copy_(before)
+        noticed += results[0] is None
+        if results[1] is not None:
+            assert results[0] is not None, overwritten
+            close(results[1], results[0])
+    assert noticed
+
+
+def test_data_that_is_refilled_before_backward_is_noticed(engine, model):
+    for name in ("reference", engine):
+        real = data()[0]
+        with rules(name != "alone"):
+            value = gpfast.r1(
+                Critic(lambda m, x: m.last(torch.tanh(m.first(x * x)))),
+                real,
+                engine="tape" if name == "alone" else name,
+                reduction="none",
+            )
+            real.zero_()
+            with pytest.raises(RuntimeError, match="modified (by an )?inplace"):
+                value.sum().backward()
+
+
 # Memory.
 
 
