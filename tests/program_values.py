@@ -53,7 +53,6 @@ PIECEWISE = each(
     "F.softshrink({v}, 0.2)",
     "F.hardshrink({v}, 0.2)",
     "F.rrelu({v}, 0.1, 0.3)",
-    "F.rrelu({v}, 0.1, 0.3, training=True)",
     "F.leaky_relu({v}, -0.2)",
     "{v}.clamp(max=0.4)",
     "{v}.sign()",
@@ -117,7 +116,7 @@ NORMS = [
     (ranks_from(2), group_norm),
     (ranks_from(3), instance_norm),
     (ranks_from(2), batch_norm),
-    (ranks_from(1), lambda b, v: f"F.normalize({v}, dim={dim(b, v)})"),
+    (ranks_from(1), lambda b, v: f"F.normalize({v}, dim={dim(b, v)}, eps=0.01)"),
     (ranks_from(1), lambda b, v: f"{v} / ({v}.square().mean({dim(b, v)}, keepdim=True) + 1e-2).sqrt()"),
     (ranks_from(2), minibatch_deviation),
     (rank(3, 4), lambda b, v: f"F.local_response_norm({v}, 3)"),
@@ -221,7 +220,7 @@ PRODUCTS = [
     (ranks_from(1), lambda b, v: f"{v}.softmax({dim(b, v)})"),
     (ranks_from(1), lambda b, v: f"{v}.log_softmax({dim(b, v)})"),
     (rank(2), same_shape(lambda b, v, w: f"torch.cdist({v}, {w} + 1)")),
-    (rank(2, 3), same_shape(lambda b, v, w: f"F.cosine_similarity({v}, {w} + 0.3, dim=-1)")),
+    (rank(2, 3), same_shape(lambda b, v, w: f"F.cosine_similarity({v}, {w} + 0.3, dim=-1, eps=0.01)")),
 ]
 
 

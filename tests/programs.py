@@ -213,7 +213,7 @@ class Writer:
         self.program.lines.append((", ".join(names) + "," * (len(names) == 1 and several), text))
         largest = self.values[names[-1]].detach().abs().amax() if names[-1] != "_" else 0
         if largest > 6:
-            text = f"{names[-1]} / {2 ** math.ceil(math.log2(largest))}"
+            text = f"{names[-1]} / {2.0 ** math.ceil(math.log2(largest))}"
             self.keep(text, eval(text, self.names))
 
     def depends(self, value):

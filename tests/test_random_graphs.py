@@ -5,6 +5,7 @@ What fails is printed as a program. The slow one draws others in each run: GPFAS
 
 import math
 import os
+import warnings
 
 import pytest
 import torch
@@ -105,7 +106,9 @@ def programs(draw):
 
 
 def disagreement(program, mode):
-    wrong = verdict(program, {name: MODES[name] for name in ("rules", mode)})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Use of index_put_ on expanded")
+        wrong = verdict(program, {name: MODES[name] for name in ("rules", mode)})
     return wrong and f"{wrong}\n{program!r}"
 
 
