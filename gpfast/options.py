@@ -30,10 +30,11 @@ class Options:
 
 def checked(*, center, one_sided, norm_dims, eps, reduction, at="interpolates", engine="auto") -> Options:
     """The options in canonical form; raises ValueError or TypeError for the first that cannot be meant."""
+    dims = None if norm_dims is None else _dimensions(norm_dims)  # first: (1,) and (1.0,) are one key
     try:
-        return _checked(center, one_sided, norm_dims, eps, reduction, at, engine)
+        return _checked(center, one_sided, dims, eps, reduction, at, engine)
     except TypeError:  # something that cannot be hashed, or cannot be meant: looked at anew, so as to say what
-        return _checked.__wrapped__(center, one_sided, norm_dims, eps, reduction, at, engine)
+        return _checked.__wrapped__(center, one_sided, dims, eps, reduction, at, engine)
 
 
 @functools.lru_cache(maxsize=256, typed=True)  # by type, so that equal keys mean the same
@@ -47,7 +48,7 @@ def _checked(center, one_sided, norm_dims, eps, reduction, at, engine) -> Option
         raise ValueError(f"`eps` must be a finite number of at least 0; got {eps!r}.")
     if not isinstance(one_sided, bool | numpy.bool_):
         raise TypeError(f"`one_sided` must be True or False; got {one_sided!r}.")
-    return Options(float(center), bool(one_sided), at, _dimensions(norm_dims), float(eps), reduction, engine)
+    return Options(float(center), bool(one_sided), at, norm_dims, float(eps), reduction, engine)
 
 
 def _dimensions(norm_dims) -> tuple[int, ...] | str | None:
