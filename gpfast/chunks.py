@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -66,10 +67,7 @@ def cut(
     for i in range(count):
         first, last = batch * i // count, batch * (i + 1) // count
 
-        def part(value, first=first, last=last):
-            whole = not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch
-            return value if whole else value[first:last]
-
+        part = functools.partial(_samples, batch=batch, first=first, last=last)
         yield Part(
             (last - first) / batch,
             [part(x) for x in points],
@@ -77,6 +75,12 @@ def cut(
             tuple(tree_map(part, tuple(args))),
             tree_map(part, dict(kwargs or {})),
         )
+
+
+def _samples(value: Any, *, batch: int, first: int, last: int) -> Any:
+    """Those samples of a tensor whose first dimension is the batch; anything else as it is."""
+    whole = not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch
+    return value if whole else value[first:last]
 
 
 class Watch:
@@ -130,10 +134,7 @@ def _probe(critic, like, points, args, kwargs, score, owners) -> None:
     batch = points[0].shape[0]
 
     def scores(first: int, last: int) -> Tensor:
-        def part(value):
-            whole = not isinstance(value, Tensor) or value.ndim == 0 or value.shape[0] != batch
-            return value if whole else value[first:last]
-
+        part = functools.partial(_samples, batch=batch, first=first, last=last)
         x = [p.detach()[first:last].clone() for p in points]
         result = call_critic(critic, like, x, tuple(tree_map(part, tuple(args))), tree_map(part, dict(kwargs or {})))
         return score(result).detach().double().flatten()
