@@ -40,7 +40,9 @@ def differentiated(
     if takes_tape(options.engine):
         form = {"derivatives": derivatives, "release": release, "onto": onto, "whole": whole}
         with torch._C.DisableTorchFunctionSubclass():  # which puts a view between a result and the node that made it
-            return tape.penalty(scores, targets, mask, options, weight, **form)
+            swept = tape.penalty(scores, targets, mask, options, weight, **form)
+        if swept is not None:
+            return swept
     value, norms = autograd.penalty(
         scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
     )

@@ -38,11 +38,11 @@ def penalty(
     release: bool,
     onto: Tensor | None = None,
     whole: bool = True,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor] | None:
     """(penalty, norms): with `derivatives`, the parameters' gradients are computed with the value, and handed over.
 
     `release` lets go of what the graph of `scores` saved, as the sweeps pass it. A graph that the sweeps cannot read
-    (backward hooks) is differentiated by autograd, as it is, and that is said once.
+    (backward hooks) is left as it is, for autograd to differentiate: that is said once, and the result is None.
     whole: false for a part of a batch; `onto` is the result of the parts before it, and is used up.
     """
     usual = mask is None and len(targets) == 1 and options.norm_dims is None and options.reduction != "none"
@@ -65,8 +65,13 @@ def penalty(
         gradients, _, refused = torch.ops.gpfast.input_gradient.default(
             scores, list(targets.values()), release, derivatives, False
         )
+    if refused and not whole:
+        raise RuntimeError(
+            f"`chunks` needs the tape, which cannot differentiate this critic's graph ({refused}); leave `chunks` out."
+        )
     if refused:
-        return _refused(refused, scores, targets, mask, options, weight, derivatives, release, whole)
+        say_refused(refused)
+        return None
     if usual:
         return result, norms
     autograd.check_used(targets, gradients)
@@ -75,18 +80,6 @@ def penalty(
         return weight * value + (0 if onto is None else onto), norms
     value, norms, seeds = _with_seeds(gradients, mask, options)
     return torch.ops.gpfast.hand_over.default(value, gradients, seeds, weight, onto), norms
-
-
-def _refused(reason, scores, targets, mask, options, weight, derivatives, release, whole) -> tuple[Tensor, Tensor]:
-    if not whole:
-        raise RuntimeError(
-            f"`chunks` needs the tape, which cannot differentiate this critic's graph ({reason}); leave `chunks` out."
-        )
-    say_refused(reason)
-    value, norms = autograd.penalty(
-        scores, targets, mask, options, create_graph=derivatives, retain_graph=derivatives or not release
-    )
-    return weight * value, norms
 
 
 def _with_seeds(gradients: list[Tensor], mask: Structure | None, options: Options) -> tuple[Tensor, Tensor, list]:
