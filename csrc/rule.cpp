@@ -38,9 +38,21 @@ Sizes Place::sizes(size_t i) const {
 
 at::ScalarType Place::dtype(size_t i) const { return c10::typeMetaToScalarType(metadata(*node, i).dtype()); }
 
+namespace {
+
+// A Python object that nobody in Python refers to any more counts as well: it lives on because its tensor does.
+template <typename T>
+bool held_once(size_t count, T* held) {
+  return count == 1 || (count == 2 && held->pyobj_slot()->has_unique_reference());
+}
+
+}  // namespace
+
 bool ours(const at::Tensor& tensor) {
-  return tensor.defined() && tensor.use_count() == 1 && tensor.has_storage() && tensor.storage().use_count() == 1 &&
-         tensor.is_non_overlapping_and_dense() && !tensor._is_zerotensor();
+  if (!tensor.defined() || !held_once(tensor.use_count(), tensor.unsafeGetTensorImpl()) || !tensor.has_storage()) return false;
+  const auto& storage = tensor.storage();
+  return held_once(storage.use_count(), storage.unsafeGetStorageImpl()) && tensor.is_non_overlapping_and_dense() &&
+         !tensor._is_zerotensor();
 }
 
 void accumulate(at::Tensor& into, at::Tensor value) {

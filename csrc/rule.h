@@ -45,7 +45,7 @@ struct Place {
 // tangent's at least one is there; of second's none may be). What a rule no longer needs it lets go of.
 class Rule {
  public:
-  explicit Rule(Place place) : place(std::move(place)) {}
+  explicit Rule(Place at) : onto(at.inputs.size()), place(std::move(at)) {}
   virtual ~Rule() = default;
 
   // For people: the rule's name in explain().
@@ -61,6 +61,11 @@ class Rule {
   virtual Values second(Values b) = 0;
   // Bytes the rule holds now, for explain().
   virtual int64_t kept() const = 0;
+
+  // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
+  // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and
+  // returns the sum: in second what it moved out in tangent.
+  Values onto;
 
   // tangent and second will be called again: what adjoint left must outlive them. Set by the sweeps.
   bool keep = false;

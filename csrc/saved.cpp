@@ -2,6 +2,7 @@
 
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
+#include <torch/headeronly/version.h>
 
 #include <cmath>
 #include <limits>
@@ -34,14 +35,19 @@ using Maker = Made (*)(Node&, const Place&);
 using Table = std::unordered_map<std::type_index, Maker>;
 
 // What an operation saved of its inputs, or of its own result. Raises as autograd does where it was written to since, or freed.
-thread_local Versions* noting = nullptr;
+struct Reading {
+  Versions* versions = nullptr;
+  bool hooked = false;  // some of it is unpacked by a hook
+};
+thread_local Reading reading;
 
-at::Tensor noted(at::Tensor read) {
-  if (noting) noting->note(read);
+at::Tensor noted(const SavedVariable& saved, at::Tensor read) {
+  if (reading.versions) reading.versions->note(read);
+  reading.hooked |= saved.has_hooks();
   return read;
 }
-at::Tensor input(const SavedVariable& saved) { return noted(saved.unpack()); }
-at::Tensor result(const SavedVariable& saved, Node& node) { return noted(saved.unpack(node.getptr())); }
+at::Tensor input(const SavedVariable& saved) { return noted(saved, saved.unpack()); }
+at::Tensor result(const SavedVariable& saved, Node& node) { return noted(saved, saved.unpack(node.getptr())); }
 int64_t integer(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
 Ints integers(const std::vector<c10::SymInt>& values) {
   Ints out;
@@ -128,6 +134,8 @@ void convolutions(Table& table) {
 
 // Activations: nodes/gate.h, nodes/activation.h, nodes/softmax.h, nodes/dropout.h
 
+// Whether clamp has a gradient at its ends: from PyTorch 2.14 on it has none.
+constexpr bool kEndsPass = TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14;
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 template <typename T>
@@ -175,13 +183,13 @@ void intervals(Table& table) {
     return gate_rule(place, input(node.self_), {Test::kBetween, -3, 3, {1.0 / 6, 0}});
   });
   on<ClampBackward1>(table, [](auto& node, const Place& place) -> Made {
-    return clamp_rule(place, input(node.self_), node.min, node.max);
+    return clamp_rule(place, input(node.self_), node.min, node.max, kEndsPass);
   });
   on<ClampMinBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return clamp_rule(place, input(node.self_), node.min, std::nullopt);
+    return clamp_rule(place, input(node.self_), node.min, std::nullopt, kEndsPass);
   });
   on<ClampMaxBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return clamp_rule(place, input(node.self_), std::nullopt, node.max);
+    return clamp_rule(place, input(node.self_), std::nullopt, node.max, kEndsPass);
   });
   const auto shrink = [](auto& node, const Place& place) -> Made { return shrink_rule(place, input(node.self_), node.lambd); };
   on<SoftshrinkBackward0>(table, shrink);
@@ -821,15 +829,17 @@ void Versions::check() const {
                 " inplace operation: it is at version ", version.current_version(), "; expected version ", then, " instead.");
 }
 
-std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions) {
+std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions, bool& hooked) {
   if (!enabled) return nullptr;
   const auto found = table().find(typeid(node));
   if (found == table().end()) return nullptr;
-  struct Noting {
-    explicit Noting(Versions* versions) { noting = versions; }
-    ~Noting() { noting = nullptr; }
-  } while_made(versions);
-  return found->second(node, place);
+  struct While {
+    explicit While(Versions* versions) { reading = {versions}; }
+    ~While() { reading = {}; }
+  } made(versions);
+  auto rule = found->second(node, place);
+  hooked = reading.hooked;
+  return rule;
 }
 
 void set_rules_enabled(bool value) { enabled = value; }

@@ -20,8 +20,9 @@ class Versions {
   std::vector<std::pair<c10::VariableVersion, uint32_t>> read_;
 };
 
-// The rule for a node at its place in the plan; null where there is none, and the node runs alone. What it reads is noted.
-std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions = nullptr);
+// The rule for a node at its place in the plan; null where there is none, and the node runs alone. What it reads is noted. hooked: set
+// where hooks unpacked any of it.
+std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions, bool& hooked);
 // Whether any rule is for nodes of this type.
 bool has_rule(const Node& node);
 // Whether the node is that of a matrix' transpose.

@@ -14,6 +14,7 @@
 
 #include "nodes/alone.h"
 #include "nodes/passes.h"
+#include "ops/relayout.h"
 
 namespace gpfast {
 namespace {
@@ -91,16 +92,51 @@ void Tape::scale_tangents(variable_list& v, variable_list& b) {
   unscale_ = product.neg().exp2();
 }
 
-void Tape::make_rule(Step& step) {
-  step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr);
-  if (step.rule) return;
-  auto alone = std::make_unique<Alone>(step.node, step.place);
-  step.alone = alone.get();
-  step.rule = std::move(alone);
+bool Tape::make_rule(Step& step) {
+  bool hooked = false;
+  step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr, hooked);
+  if (!step.rule) {
+    auto alone = std::make_unique<Alone>(step.node, step.place);
+    step.alone = alone.get();
+    step.rule = std::move(alone);
+    return false;
+  }
+  if (release_) step.node->release_variables();
+  settle(step);
+  return !hooked;
+}
+
+// From `at` down, ahead of the adjoints: so what autograd saved, and no rule needs, goes before the first of them comes. As far as it is
+// known who bends: down to the next node that runs alone. Tensors that hooks unpack, which may be made anew for that, come one rule at
+// a time.
+void Tape::make_rules(size_t at) {
+  made_ = at;
+  while (make_rule(plan_.steps[made_]) && made_ > 0) --made_;
+}
+
+// Once it is known whether a step bends: which sweeps it is in, and what that means for those below.
+void Tape::settle(Step& step) {
+  auto& place = step.place;
+  const bool bends = step.rule->bends();
+  bool parameters = false, wanted = false;
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    parameters |= step.sources[i].side >= 0;
+    wanted |= place.wanted(i);
+  }
+  const bool escapes = step.alone && !step.alone->escapes().empty();
+  step.runs_tangent = place.tangent || parameters || (bends && wanted) || escapes;
+  step.runs_second = parameters || ((bends || place.bent) && wanted);
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    if (step.sources[i].step < 0) continue;
+    auto& below = plan_.steps[step.sources[i].step].place;
+    below.tangent |= step.runs_tangent;
+    below.bent |= (bends || place.bent) && place.wanted(i);
+  }
 }
 
 variable_list Tape::adjoint(variable_list seeds, bool bent) {
   Outside outside;
+  const SharedCopies copies;
   auto& steps = plan_.steps;
   variable_list gradients(plan_.targets.size());
   target_uses_.assign(plan_.targets.size(), 0);
@@ -119,19 +155,25 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   }
   seeds.clear();
   const Watched::Running running(watched_, kAdjoint);
+  made_ = steps.size();
   for (size_t at = steps.size(); at-- > 0;) {
     auto& step = steps[at];
     running.at(at);
     // A target in the middle of the graph passes its adjoint on, and collects it.
-    if (!any_defined(step.a)) continue;
-    make_rule(step);
+    if (!any_defined(step.a)) {
+      drop(step);
+      continue;
+    }
+    if (at < made_) make_rules(at);
     Values out;
     if (step.alone) {
       out = step.rule->adjoint(std::move(step.a));
+      if (!step.alone->escapes().empty()) place_escapes(step);
+      settle(step);
     } else {
       Plain plain;
+      offer_adjoints(step);
       out = step.rule->adjoint(std::move(step.a));
-      if (release_) step.node->release_variables();
     }
     step.a.clear();
     give_adjoint(step, std::move(out), gradients);
@@ -141,21 +183,47 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   return gradients;
 }
 
-void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
-  auto& place = step.place;
-  const bool bends = step.rule->bends();
-  bool parameters = false, wanted = false;
-  for (size_t i = 0; i < place.inputs.size(); ++i) {
-    parameters |= step.sources[i].side >= 0;
-    wanted |= place.wanted(i);
-  }
-  const bool escapes = step.alone && !step.alone->escapes().empty();
-  if (escapes) place_escapes(step);
-  step.runs_tangent = place.tangent || parameters || (bends && wanted) || escapes;
-  step.runs_second = parameters || ((bends || place.bent) && wanted);
-  for (size_t i = 0; i < place.inputs.size(); ++i) {
+// A rule may add to what is there already. What it leaves is put back before its own values arrive.
+void Tape::offer_adjoints(Step& step) {
+  for (size_t i = 0; i < step.sources.size(); ++i) {
     const auto& source = step.sources[i];
-    if (!place.live(i)) continue;
+    if (source.step >= 0 && source.target < 0) step.rule->onto[i] = std::move(plan_.steps[source.step].a[source.output]);
+  }
+}
+
+at::Tensor* Tape::arrived_second(const Source& source, variable_list& grads) {
+  if (source.side >= 0) return &grads[source.side];
+  if (source.step < 0 || source.target >= 0 || plan_.steps[source.step].b.empty()) return nullptr;
+  return &plan_.steps[source.step].b[source.output];
+}
+
+void Tape::offer_second(Step& step, variable_list& grads, bool parameters_only) {
+  for (size_t i = 0; i < step.sources.size(); ++i) {
+    const auto& source = step.sources[i];
+    if (!step.place.wanted(i) || (parameters_only && source.side < 0)) continue;
+    auto* arrived = arrived_second(source, grads);
+    if (!arrived || !arrived->defined()) continue;
+    step.rule->onto[i] = source.transposed ? arrived->t() : *arrived;
+    arrived->reset();
+  }
+}
+
+void Tape::withdraw_second(Step& step, variable_list& grads) {
+  for (size_t i = 0; i < step.sources.size(); ++i)
+    if (step.rule->onto[i].defined()) give_second(step.sources[i], std::move(step.rule->onto[i]), grads);
+}
+
+// No adjoint came: nothing depends on the step.
+void Tape::drop(Step& step) {
+  step.rule.reset();
+  step.alone = nullptr;
+  step.runs_tangent = step.runs_second = false;
+}
+
+void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
+  for (size_t i = 0; i < step.place.inputs.size(); ++i) {
+    const auto& source = step.sources[i];
+    if (!step.place.live(i)) continue;
     if (out[i].defined()) check(step, i, out[i]);
     if (source.target >= 0) {
       target_uses_[source.target] += step.runs_tangent;
@@ -167,8 +235,7 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
     }
     auto& below = plan_.steps[source.step];
     below.uses[source.output] += step.runs_tangent;
-    below.place.tangent |= step.runs_tangent;
-    below.place.bent |= (bends || place.bent) && place.wanted(i);
+    if (step.rule->onto[i].defined()) accumulate(below.a[source.output], std::move(step.rule->onto[i]));
     accumulate(below.a[source.output], std::move(out[i]));
   }
 }
@@ -251,7 +318,9 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
         for (size_t j = 0; j < escaped.size(); ++j) give_escaped(step.escapes[j], std::move(escaped[j]), grads);
       } else {
         Plain plain;
+        offer_second(step, grads, /*parameters_only=*/true);
         out = step.rule->tangent(std::move(t));
+        withdraw_second(step, grads);
       }
       for (size_t k = 0; k < step.place.outputs; ++k)
         if (step.uses[k]) step.t[k] = std::move(out[k]);
@@ -268,7 +337,9 @@ void Tape::run_second(Step& step, variable_list& grads) {
     out = step.rule->second(std::move(step.b));
   } else {
     Plain plain;
+    offer_second(step, grads, /*parameters_only=*/false);
     out = step.rule->second(std::move(step.b));
+    withdraw_second(step, grads);
   }
   step.b.clear();
   for (size_t i = 0; i < out.size(); ++i) {

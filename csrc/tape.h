@@ -30,7 +30,14 @@ class Tape {
   void scale_adjoints(variable_list& seeds);
   void unscale_gradients(variable_list& gradients) const;
   void scale_tangents(variable_list& v, variable_list& b);
-  void make_rule(Step& step);
+  bool make_rule(Step& step);
+  void make_rules(size_t at);
+  void settle(Step& step);
+  void drop(Step& step);
+  void offer_adjoints(Step& step);
+  at::Tensor* arrived_second(const Source& source, variable_list& grads);  // null where a rule may not add to it
+  void offer_second(Step& step, variable_list& grads, bool parameters_only);
+  void withdraw_second(Step& step, variable_list& grads);
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
   void admit_second(int index, int made_from);
@@ -42,6 +49,7 @@ class Tape {
 
   Plan plan_;
   bool release_, later_;
+  size_t made_ = 0;  // the lowest step that has a rule
   edge_list edges_;
   std::vector<int> target_edges_, target_uses_;
   bool finished_ = false;

@@ -6,10 +6,7 @@ dispatched. `peak_bytes_raw` asks the allocator instead, so it sees ATen's works
 torch.compile.
 
 The tape runs in C++, below autograd and above the dispatcher, so `measure` sees all its operators, and sees memory go
-when it goes. But a tensor that a counter has seen has a Python object from then on, and the tape writes in place only
-into what nobody else holds: watched, it adds out of place what it adds in place otherwise. That is as many launches,
-FLOP and bytes moved or a few more, and the peak is an upper bound; `peak_bytes_raw` watches no tensor and is the true
-one.
+when it goes. `peak_bytes_raw` watches no tensor.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from tape_checks import LOSSES, agree, agree_low, autograd_gradients, penalty_lo
 from gpfast import input_gradient_loss
 
 OPS = torch.ops.gpfast
-ABOVE, BETWEEN, WITHIN = range(3)
+ABOVE, BETWEEN, WITHIN, BELOW = range(4)
 
 GATES = {
     "relu": F.relu,
@@ -210,6 +210,7 @@ SIZES = [(2, 3, 7, 5), (3, 66, 9, 8), (1, 130, 1, 3), (2, 70, 33)]
 def slopes_of(h, test, lower, upper, on, off):
     held = {
         ABOVE: h > lower,
+        BELOW: h < upper,
         BETWEEN: (h > lower) & (h < upper),
         WITHIN: (h >= lower) & (h <= upper),
     }[test]
@@ -230,7 +231,7 @@ def packed(held, order):
     ids=str,
 )
 def test_gate_and_gated_in_every_pair_of_layouts(sizes, dtype):
-    for test, (on, off) in [(ABOVE, (1.0, 0.25)), (BETWEEN, (0.5, 0.0)), (WITHIN, (0.0, 1.0))]:
+    for test, (on, off) in [(ABOVE, (1.0, 0.25)), (BETWEEN, (0.5, 0.0)), (WITHIN, (0.0, 1.0)), (BELOW, (1.0, 0.0))]:
         for h in every_layout(sizes, dtype, seed=1):
             for z in every_dense_layout(sizes, dtype, seed=2):
                 arguments = (None, test, -0.5, 0.75, on, off)

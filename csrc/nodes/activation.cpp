@@ -19,7 +19,7 @@ class ActivationRule : public Rule {
   Values adjoint(Values a) override {
     Tensor z = dense(std::move(a[0]), saved_);
     order_ = order_of(z);
-    saved_ = relaid(saved_, order_);
+    saved_ = relaid_saved(saved_, order_);
     Values out(1);
     if (place.wanted(0)) a_ = z;
     const bool in_place = ours(z);

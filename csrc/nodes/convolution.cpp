@@ -6,7 +6,9 @@
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
+#include <ATen/ops/empty.h>
 
+#include <algorithm>
 #include <array>
 #include <tuple>
 #include <utility>
@@ -19,6 +21,8 @@ namespace {
 
 using at::Tensor;
 using Ints = std::vector<int64_t>;
+
+constexpr size_t kLargeWeight = 16 << 20, kBlock = 4 << 20;  // bytes
 
 enum class Layout { as_it_comes, contiguous, channels_last };
 
@@ -57,18 +61,22 @@ class Convolution final : public Rule {
   Convolution(Place place, Tensor input, Tensor weight, ConvolutionOptions options)
       : Rule(std::move(place)), input_(std::move(input)), weight_(std::move(weight)), options_(std::move(options)) {
     sizes_.assign(input_.sizes().begin(), input_.sizes().end());
+    elements_ = input_.numel();
+    // Only the data gradient of ATen's own kernels for groups takes the input, to read its sizes.
+    reads_input_ = options_.groups > 1 && layout_for(weight_, elements_, elements_) == Layout::as_it_comes;
+    if (!reads_input_ && !needs_input()) input_ = Tensor();
   }
 
   const char* name() const override { return "convolution"; }
 
   Values adjoint(Values values) override {
-    layout_ = layout_for(weight_, input_.numel(), values[0].numel());
-    large_weight_ = layout_ == Layout::contiguous && input_.numel() + values[0].numel() <= weight_.numel();
+    layout_ = layout_for(weight_, elements_, values[0].numel());
+    large_weight_ = layout_ == Layout::contiguous && elements_ + values[0].numel() <= weight_.numel();
     if (layout_ != Layout::as_it_comes && weight_.dim() == 3) add_height();
     Tensor a = arranged(std::move(values[0]));
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
-    Tensor down = layout_ == Layout::as_it_comes ? std::get<0>(backward(a, input_, {true, false, false})) : data_gradient(a);
-    if (!place.bent || !place.wanted(1)) input_ = Tensor();
+    Tensor down = reads_input_ ? std::get<0>(backward(a, input_, {true, false, false})) : data_gradient(a);
+    input_ = needs_input() ? saved(input_) : Tensor();
     if (place.wanted(1)) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
   }
@@ -77,7 +85,10 @@ class Convolution final : public Rule {
     Tensor t = std::move(values[0]);
     if (!t.defined()) return Values(1);
     t = arranged(std::move(t));
-    if (place.wanted(1)) gradient_ = weight_gradient(take(adjoint_), t);
+    if (place.wanted(1)) {
+      gradient_ = as_it_is_made(std::move(onto[1]));
+      add_weight_gradient(gradient_, take(adjoint_), t);
+    }
     if (!place.tangent) return Values(1);
     const auto& o = options_;
     return {plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups))};
@@ -85,24 +96,21 @@ class Convolution final : public Rule {
 
   Values second(Values values) override {
     Tensor below, bias, gradient = std::move(gradient_);
+    if (!gradient.defined() && place.wanted(1)) gradient = as_it_is_made(std::move(onto[1]));
     if (values[0].defined()) {
       const Tensor b = arranged(std::move(values[0]));
       // oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
       const bool apart = b.is_cpu() || !place.wanted(1);
       if (place.wanted(1)) {
-        Tensor more;
-        const Tensor h = arranged(take(input_));
+        const Tensor h = take(input_);
         if (gradient_by_convolution(b)) {
-          if (ours(gradient)) {
-            add_kernel_gradient(gradient, sums(b, h));
-          } else {
-            more = weight_gradient(b, h);
-          }
+          add_weight_gradient(gradient, b, h);
           if (place.wanted(0)) below = data_gradient(b);
         } else {
+          Tensor more;
           std::tie(below, more, bias) = backward(b, h, {place.wanted(0), true, place.wanted(2) && !apart});
+          accumulate(gradient, std::move(more));
         }
-        accumulate(gradient, std::move(more));
       } else if (place.wanted(0)) {
         below = data_gradient(b);
       }
@@ -114,6 +122,8 @@ class Convolution final : public Rule {
   int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_}); }
 
  private:
+  bool needs_input() const { return place.bent && place.wanted(1); }
+
   // One dimension as two, of height 1, as oneDNN takes it: only four dimensions have channels_last.
   void add_height() {
     flat_ = true;
@@ -128,6 +138,13 @@ class Convolution final : public Rule {
     if (flat_) z = z.unsqueeze(2);
     if (layout_ == Layout::as_it_comes) return z;
     return layout_ == Layout::contiguous ? relaid(z, contiguous_order(z.dim())) : channels_last(z);
+  }
+
+  // The same, of what the forward saved.
+  Tensor saved(const Tensor& h) const {
+    if (layout_ == Layout::as_it_comes) return arranged(h);
+    const int64_t dims = h.dim();
+    return arranged(relaid_saved(h, layout_ == Layout::contiguous ? contiguous_order(dims) : channels_last_order(dims)));
   }
 
   // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.
@@ -146,22 +163,33 @@ class Convolution final : public Rule {
     return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut, o.groups);
   }
 
+  // A gradient of the weight that came from elsewhere.
+  Tensor as_it_is_made(Tensor gradient) const { return flat_ && gradient.defined() ? gradient.unsqueeze(2) : gradient; }
+
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
   // convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint, dilated by the stride.
+  // With few samples it is faster, but takes up to ten times the weight's memory.
   bool gradient_by_convolution(const Tensor& z) const {
-    return large_weight_ && z.dim() == 4 && z.size(0) >= 8 && !options_.transposed && options_.groups == 1;
+    const bool many = z.size(0) >= 8 || weight_.nbytes() >= kLargeWeight;
+    return large_weight_ && many && z.dim() == 4 && !options_.transposed && options_.groups == 1;
   }
 
-  Tensor weight_gradient(const Tensor& z, const Tensor& h) const {
-    if (!gradient_by_convolution(z)) return std::get<1>(backward(z, h, {false, true, false}));
-    return kernel_gradient(sums(z, h), weight_.sizes().slice(2));
-  }
-
-  // (inputs, outputs, k0', k1'): what the stride cut off at the end gives rows that belong to no weight.
-  Tensor sums(const Tensor& z, const Tensor& h) const {
+  // gradient += that of (z, h). A convolution leaves it turned, with rows that belong to no weight (of what the stride cut off at
+  // the end), and once more in oneDNN's own order: so for some inputs of the weight at a time.
+  void add_weight_gradient(Tensor& gradient, const Tensor& z, const Tensor& h) const {
+    if (!gradient_by_convolution(z)) return accumulate(gradient, std::get<1>(backward(z, h, {false, true, false})));
+    const bool adds = ours(gradient) && gradient.is_contiguous();
+    Tensor into = adds ? std::move(gradient) : at::empty(weight_.sizes(), weight_.options(), at::MemoryFormat::Contiguous);
+    const int64_t blocks = static_cast<int64_t>(weight_.nbytes() / kBlock) + 1, inputs = weight_.size(1);
+    const int64_t block = (inputs + blocks - 1) / blocks;
     const auto& o = options_;
     const Ints none{0, 0};
-    return at::convolution(h.transpose(0, 1), z.transpose(0, 1), {}, o.dilation, o.padding, o.stride, false, none, 1);
+    const Tensor by = z.transpose(0, 1), of = h.transpose(0, 1);
+    for (int64_t first = 0; first < inputs; first += block) {
+      const auto part = of.narrow(0, first, std::min(block, inputs - first));
+      turn_kernel(into, at::convolution(part, by, {}, o.dilation, o.padding, o.stride, false, none, 1), first, adds);
+    }
+    accumulate(gradient, std::move(into));
   }
 
   std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& z, const Tensor& h, std::array<bool, 3> mask) const {
@@ -182,6 +210,8 @@ class Convolution final : public Rule {
   Tensor gradient_;  // of the weight, as far as (a, t) give it
   ConvolutionOptions options_;
   Sizes sizes_;  // of the input
+  int64_t elements_;
+  bool reads_input_;
   Layout layout_ = Layout::as_it_comes;
   bool large_weight_ = false;
   bool flat_ = false;

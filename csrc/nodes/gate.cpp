@@ -18,12 +18,13 @@ class GateRule : public Rule {
  public:
   GateRule(const Place& place, Tensor h, const Gate& gate) : Rule(place), h_(std::move(h)), gate_(gate) {}
   const char* name() const override { return "gate"; }
-  int64_t kept() const override { return bytes_of({bits_}); }
+  int64_t kept() const override { return bytes_of({h_, bits_}); }
 
   Values adjoint(Values a) override {
     Tensor z = dense(std::move(a[0]), h_);
     Values out(1);
-    out[0] = pack(std::move(z), std::move(h_));
+    out[0] = pack(std::move(z), h_);
+    h_ = Tensor();
     if (!place.tangent && !place.bent) bits_ = Tensor();
     return out;
   }
@@ -137,11 +138,12 @@ std::unique_ptr<Rule> gate_rule(const Place& place, Tensor h, const Gate& gate) 
   return std::make_unique<GateRule>(place, std::move(h), gate);
 }
 
-std::unique_ptr<Rule> clamp_rule(const Place& place, Tensor h, const Limit& lower, const Limit& upper) {
+std::unique_ptr<Rule> clamp_rule(const Place& place, Tensor h, const Limit& lower, const Limit& upper, bool ends) {
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
   const double low = lower ? rounded(*lower, h.scalar_type()) : -kInfinity;
   const double high = upper ? rounded(*upper, h.scalar_type()) : kInfinity;
-  return gate_rule(place, std::move(h), {Test::kWithin, low, high, {1, 0}});
+  const auto test = ends ? Test::kWithin : !lower ? Test::kBelow : !upper ? Test::kAbove : Test::kBetween;
+  return gate_rule(place, std::move(h), {test, low, high, {1, 0}});
 }
 
 std::unique_ptr<Rule> shrink_rule(const Place& place, Tensor h, const at::Scalar& limit) {

@@ -54,6 +54,8 @@ class Matmul final : public Rule {
       factor.value = as_matrix(std::move(factor.value), factor.vector);
       factor.columns = factor.value.defined() && by_columns(factor.value);
     }
+    for (const int side : kSides)
+      if (!factors_[side].live && !meets_second(side)) other(side).value.reset();
   }
 
   const char* name() const override { return bends() ? "matmul" : "linear"; }
@@ -96,7 +98,7 @@ class Matmul final : public Rule {
     for (const int side : kSides) {
       auto& factor = factors_[side];
       if (!factor.wanted) continue;
-      auto grad = std::move(factor.part);
+      auto grad = factor.part.defined() ? std::move(factor.part) : b.defined() ? arrived(factor) : Tensor();
       if (b.defined()) grad = gradient(side, b, other(side).value, std::move(grad));
       out[factor.input] = as_vector(std::move(grad), factor.vector);
     }
@@ -164,11 +166,18 @@ class Matmul final : public Rule {
   // The parts that are of a tangent; those made before are left as they are.
   void make_parts() {
     for (const int side : kSides) {
+      auto& factor = factors_[side];
       if (!meets_tangent(side) || !other(side).tangent.defined()) continue;
-      factors_[side].part = gradient(side, a_, other(side).tangent, {});
+      factor.part = gradient(side, a_, other(side).tangent, arrived(factor));
       other(side).tangent.reset();
     }
     take(a_);
+  }
+
+  // Of a gradient that goes where the factor's own goes, as far as that can be added to.
+  Tensor arrived(const Side& factor) {
+    Tensor& there = onto[factor.input];
+    return factor.vector < 0 && ours(there) ? std::move(there) : Tensor();
   }
 
   // Than what they are made of.

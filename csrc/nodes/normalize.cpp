@@ -100,7 +100,7 @@ class Normalize : public Rule {
   void settle(Tensor& a) {
     order_ = choose(a);
     a = relaid(a, order_);
-    held_.input = relaid(held_.input, order_);
+    held_.input = relaid_saved(held_.input, order_);
     block_ = block();
     if (held_.weight.defined()) held_.weight = flattened(held_.weight);
   }

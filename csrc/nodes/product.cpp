@@ -21,6 +21,7 @@ class Product final : public Elementwise {
     Tensor z = std::move(a[0]);
     see(z);
     if (mixed(0) || mixed(1)) a_ = z;
+    for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);
     if (place.live(0)) out[0] = to_input(times(place.live(1) ? z : std::move(z), others_[0]), 0);
     if (place.live(1)) out[1] = to_input(times(std::move(z), others_[1]), 1);
@@ -88,6 +89,7 @@ class Square final : public Elementwise {
     Tensor z = std::move(a[0]);
     see(z);
     if (wanted()) a_ = z;
+    x_ = as_it_lies(std::move(x_), z);
     Values out(2);
     out[0] = scaled(times(std::move(z), x_), 2);
     if (!place.tangent) forget();
@@ -138,6 +140,8 @@ class Quotient final : public Elementwise {
     Tensor z = std::move(a[0]);
     see(z);
     if (place.wanted(1) || (place.wanted(0) && place.live(1))) a_ = z;
+    u_ = as_it_lies(std::move(u_), z);
+    w_ = as_it_lies(std::move(w_), z);
     Values out(2);
     z = over(std::move(z), w_);
     if (place.live(0)) out[0] = to_input(place.live(1) ? z : std::move(z), 0);

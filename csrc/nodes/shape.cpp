@@ -26,20 +26,27 @@ namespace {
 using at::Tensor;
 using Ints = std::vector<int64_t>;
 
-// Linear, of one input, without parameters. Back: J^T, of the second adjoint as of the adjoint. Forth: J.
-template <typename Back, typename Forth>
+// Linear, of one input, without parameters. Back: J^T, of the second adjoint as of the adjoint. Forth: J; part: it is a view, so
+// what arrives can be added to that part of what is there.
+template <bool part, typename Back, typename Forth>
 class Linear final : public Rule {
  public:
   Linear(const Place& place, const char* label, Back back, Forth forth, int64_t kept)
       : Rule(place), label_(label), back_(std::move(back)), forth_(std::move(forth)), kept_(kept) {}
 
   const char* name() const override { return label_; }
-  Values adjoint(Values a) override { return mapped(back_, std::move(a)); }
+  Values adjoint(Values a) override { return pulled(std::move(a)); }
   Values tangent(Values t) override { return place.tangent ? mapped(forth_, std::move(t)) : Values(1); }
-  Values second(Values b) override { return place.wanted(0) ? mapped(back_, std::move(b)) : Values(1); }
+  Values second(Values b) override { return place.wanted(0) ? pulled(std::move(b)) : Values(1); }
   int64_t kept() const override { return kept_; }
 
  private:
+  Values pulled(Values values) {
+    if (!part || !values[0].defined() || !ours(onto[0])) return mapped(back_, std::move(values));
+    forth_(onto[0]).add_(values[0]);
+    return {std::move(onto[0])};
+  }
+
   template <typename F>
   static Values mapped(const F& f, Values values) {
     if (values[0].defined()) values[0] = f(std::move(values[0]));
@@ -54,7 +61,12 @@ class Linear final : public Rule {
 
 template <typename Back, typename Forth>
 std::unique_ptr<Rule> linear(const Place& place, const char* name, Back back, Forth forth, int64_t kept = 0) {
-  return std::make_unique<Linear<Back, Forth>>(place, name, std::move(back), std::move(forth), kept);
+  return std::make_unique<Linear<false, Back, Forth>>(place, name, std::move(back), std::move(forth), kept);
+}
+
+template <typename Back, typename Forth>
+std::unique_ptr<Rule> part(const Place& place, const char* name, Back back, Forth forth) {
+  return std::make_unique<Linear<true, Back, Forth>>(place, name, std::move(back), std::move(forth), 0);
 }
 
 Sizes output_sizes(const Place& place) {
@@ -155,7 +167,7 @@ std::unique_ptr<Rule> slice(const Place& place, int64_t dim, std::optional<int64
     if (step == 1) return padded(z, dim, first, in[dim] - first - z.size(dim));
     return at::slice_backward(z, in, dim, first, end.value_or(INT64_MAX), step);
   };
-  return linear(place, "slice", back, [dim, first, end, step](const Tensor& z) { return z.slice(dim, first, end, step); });
+  return part(place, "slice", back, [dim, first, end, step](const Tensor& z) { return z.slice(dim, first, end, step); });
 }
 
 std::unique_ptr<Rule> select(const Place& place, int64_t dim, int64_t index) {
@@ -164,11 +176,11 @@ std::unique_ptr<Rule> select(const Place& place, int64_t dim, int64_t index) {
   const auto back = [in, dim, index](const Tensor& z) {
     return in[dim] == 1 ? z.unsqueeze(dim) : at::select_backward(z, in, dim, index);
   };
-  return linear(place, "select", back, [dim, index](const Tensor& z) { return z.select(dim, index); });
+  return part(place, "select", back, [dim, index](const Tensor& z) { return z.select(dim, index); });
 }
 
 std::unique_ptr<Rule> diagonal(const Place& place, int64_t offset, int64_t dim1, int64_t dim2) {
-  return linear(
+  return part(
       place, "diagonal",
       [in = place.sizes(0), offset, dim1, dim2](const Tensor& z) { return at::diagonal_backward(z, in, offset, dim1, dim2); },
       [offset, dim1, dim2](const Tensor& z) { return z.diagonal(offset, dim1, dim2); });

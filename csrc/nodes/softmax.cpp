@@ -29,7 +29,7 @@ class SoftmaxRule : public Rule {
   Values adjoint(Values a) override {
     Values out(1);
     order_ = order_of(y_);
-    y_ = relaid(y_, order_);
+    y_ = relaid_saved(y_, order_);
     Tensor z = relaid(std::move(a[0]), order_);
     out[0] = times(z);
     if (place.wanted(0)) a_ = std::move(z);

@@ -3,9 +3,9 @@
 
 namespace gpfast {
 
-// found: (inputs, outputs, k0', k1'), a weight's gradient as a convolution leaves it. Its transpose (outputs, inputs, k0, k1), cut to
-// the kernel's size, is written into a new tensor; onto: added into that one instead, in place.
-at::Tensor kernel_gradient(const at::Tensor& found, at::IntArrayRef kernel);
-void add_kernel_gradient(at::Tensor& onto, const at::Tensor& found);
+// found: (n, outputs, k0', k1'), the gradient of a weight's inputs first, ..., first + n - 1 as a convolution leaves it. Its
+// transpose (outputs, n, k0, k1), cut to the kernel's size, is written into its place in `into` (outputs, inputs, k0, k1); adds:
+// added to what is there.
+void turn_kernel(const at::Tensor& into, const at::Tensor& found, int64_t first, bool adds);
 
 }  // namespace gpfast

@@ -21,6 +21,7 @@ namespace {
 at::Tensor decided(const at::Tensor& h, const Gate& by) {
   switch (by.test) {
     case Test::kAbove: return h > by.lower;
+    case Test::kBelow: return h < by.upper;
     case Test::kBetween: return at::logical_and(h > by.lower, h < by.upper);
     case Test::kWithin: return at::logical_and(h >= by.lower, h <= by.upper);
   }

@@ -11,6 +11,7 @@ enum class Test : int64_t {
   kAbove,    // lower < h
   kBetween,  // lower < h < upper
   kWithin,   // lower <= h <= upper
+  kBelow,    // h < upper
 };
 
 // An element is multiplied by `on` where its bit is set, by `off` elsewhere. A slope of zero gives zero, whatever the element.

@@ -34,6 +34,7 @@ constexpr auto kPlaces = [] {
 template <Test kTest, typename A>
 GPFAST_INLINE bool holds(A h, A lower, A upper) {
   if constexpr (kTest == Test::kAbove) return h > lower;
+  if constexpr (kTest == Test::kBelow) return h < upper;
   if constexpr (kTest == Test::kBetween) return (h > lower) & (h < upper);
   return (h >= lower) & (h <= upper);
 }
@@ -57,6 +58,7 @@ GPFAST_INLINE void pack(const T* h, const Gate& by, uint8_t* bits, int64_t words
   const A lower = static_cast<A>(by.lower), upper = static_cast<A>(by.upper);
   switch (by.test) {
     case Test::kAbove: return pack_words<Test::kAbove>(h, lower, upper, bits, words);
+    case Test::kBelow: return pack_words<Test::kBelow>(h, lower, upper, bits, words);
     case Test::kBetween: return pack_words<Test::kBetween>(h, lower, upper, bits, words);
     case Test::kWithin: return pack_words<Test::kWithin>(h, lower, upper, bits, words);
   }

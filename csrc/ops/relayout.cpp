@@ -162,6 +162,35 @@ at::Tensor relaid(const at::Tensor& tensor, at::IntArrayRef order) {
   return op.call(tensor, order);
 }
 
+namespace {
+
+thread_local SharedCopies* shared_copies = nullptr;
+
+}  // namespace
+
+SharedCopies::SharedCopies() : outer_(std::exchange(shared_copies, this)) {}
+SharedCopies::~SharedCopies() { shared_copies = outer_; }
+
+at::Tensor relaid_saved(const at::Tensor& tensor, at::IntArrayRef order) {
+  const bool alone = !tensor.defined() || !shared_copies || !tensor.has_storage() || tensor.storage().use_count() == 1;
+  if (alone || is_dense_in(tensor, order)) return relaid(tensor, order);
+  auto& copies = shared_copies->copies_;
+  const auto gone = [](const auto& known) { return known.of.expired() || known.copy.expired(); };
+  copies.erase(std::remove_if(copies.begin(), copies.end(), gone), copies.end());
+  const auto storage = tensor.storage().getWeakStorageImpl();
+  for (const auto& known : copies) {
+    if (known.of != storage || known.offset != tensor.storage_offset() || tensor.sizes() != at::IntArrayRef(known.sizes) ||
+        tensor.strides() != at::IntArrayRef(known.strides))
+      continue;
+    const at::Tensor copy(known.copy.lock());
+    if (copy.scalar_type() == tensor.scalar_type() && is_dense_in(copy, order)) return copy;
+  }
+  auto copy = relaid(tensor, order);
+  copies.push_back({storage, c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(copy.getIntrusivePtr()),
+                    tensor.storage_offset(), c10::DimVector(tensor.sizes()), c10::DimVector(tensor.strides())});
+  return copy;
+}
+
 at::Tensor reshaped(const at::Tensor& tensor, at::IntArrayRef sizes) {
   if (at::detail::computeStride(tensor.sizes(), tensor.strides(), sizes)) return tensor.view(sizes);
   return relaid(tensor, contiguous_order(tensor.dim())).view(sizes);
