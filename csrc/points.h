@@ -1,6 +1,6 @@
 #pragma once
 // The point a critic is given: a node of its own in autograd's graph, with nothing to accumulate into.
-#include <torch/csrc/autograd/node.h>
+#include <torch/csrc/autograd/function.h>
 
 namespace gpfast {
 

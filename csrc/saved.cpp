@@ -14,6 +14,7 @@
 #include "nodes/convolution.h"
 #include "nodes/dropout.h"
 #include "nodes/gate.h"
+#include "nodes/inplace.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/normalize.h"
@@ -541,6 +542,11 @@ std::optional<int64_t> maybe_integer(const std::optional<c10::SymInt>& value) {
 }
 int64_t wrapped(int64_t dim, const Ints& sizes) { return dim < 0 ? dim + static_cast<int64_t>(sizes.size()) : dim; }
 
+// The view has all elements of the base, one after the other.
+bool is_reshaped(const at::TensorGeometry& base, const at::TensorGeometry& view) {
+  return base.is_contiguous() && view.is_contiguous() && base.numel() == view.numel() && base.storage_offset() == view.storage_offset();
+}
+
 void views(Table& table) {
   const auto same_order = [](auto&, const Place& place) -> Made { return reshape(place); };
   on_strided<ViewBackward0>(table, same_order);
@@ -554,6 +560,12 @@ void views(Table& table) {
   on_strided<SqueezeBackward5>(table, same_order);
   on_strided<UnsqueezeBackward0>(table, same_order);
   on_strided<UnsqueezeBackward1>(table, same_order);
+  on_strided<AsStridedBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto& base = node.self_geometry;
+    const at::TensorGeometry view(node.size, node.stride,
+                                  node.storage_offset.value_or(base.sym_storage_offset()));
+    return is_reshaped(base, view) ? reshape(place) : nullptr;
+  });
   const auto swapped = [](auto& node, const Place& place) -> Made { return transpose(place, node.dim0, node.dim1); };
   on_strided<TransposeBackward0>(table, swapped);
   on_strided<TransposeBackward1>(table, swapped);
@@ -624,6 +636,18 @@ void indexings(Table& table) {
   });
 }
 
+const Table& table();
+
+void overwritten_views(Table& made) {
+  on_strided<torch::autograd::CopySlices>(made, [](auto& node, const Place& place) -> Made {
+    if (!node.fn || node.view_fn || !is_reshaped(node.base, node.view)) return nullptr;
+    const auto found = table().find(typeid(*node.fn));
+    if (found == table().end()) return nullptr;
+    auto inner = found->second(*node.fn, place_on_view(place, *node.fn));
+    return inner ? on_view(place, node.fn, std::move(inner)) : nullptr;
+  });
+}
+
 void merges(Table& table) {
   on_strided<CatBackward0>(table, [](auto& node, const Place& place) -> Made {
     Ints lengths;
@@ -653,7 +677,7 @@ void merges(Table& table) {
 }
 
 void shapes(Table& table) {
-  for (auto* add : {&views, &slices, &rearrangements, &indexings, &merges}) add(table);
+  for (auto* add : {&views, &overwritten_views, &slices, &rearrangements, &indexings, &merges}) add(table);
 }
 
 // Pooling and resampling: nodes/pool.h, nodes/resample.h

@@ -6,7 +6,7 @@
 #include <ATen/ops/amax.h>
 #include <ATen/ops/maximum.h>
 #include <ATen/ops/ones.h>
-#include <torch/csrc/autograd/node.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
 #include <cmath>

@@ -1,7 +1,7 @@
 #include "watch.h"
 
 #include <ATen/SequenceNumber.h>
-#include <torch/csrc/autograd/node.h>
+#include <torch/csrc/autograd/function.h>
 #include <torch/library.h>
 
 #include <atomic>
