@@ -11,6 +11,7 @@
 #include <torch/csrc/autograd/graph_task.h>
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
+#include <c10/util/accumulate.h>
 #include <torch/library.h>
 
 #include "points.h"
@@ -92,6 +93,38 @@ at::Tensor scaled(at::Tensor gradient, const at::Tensor& scale, bool one, bool k
 
 }  // namespace
 
+namespace {
+
+// Zeros for the edges of a node that have no gradient: most are biases, which share one tensor.
+void fill_with_zeros(const Node& node, variable_list& gradients, const std::vector<size_t>& absent) {
+  constexpr int64_t kAligned = 16;  // elements
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::TensorOptions options;
+  std::vector<std::pair<size_t, int64_t>> places;
+  int64_t end = 0;
+  for (const size_t i : absent) {
+    const auto& edge = node.next_edge(i);
+    const auto& expected = edge.function->input_metadata(edge.input_nr);
+    const bool plain = expected.layout() == at::kStrided && !expected.is_tensor_subclass() && !expected.is_nested_tensor();
+    if (!plain || (end && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
+      gradients[i] = expected.zeros_like();
+      continue;
+    }
+    options = expected.options();
+    places.emplace_back(i, end);
+    end += (c10::multiply_integers(sizes_of(expected)) + kAligned - 1) / kAligned * kAligned;
+  }
+  if (places.empty()) return;
+  const auto zeros = at::zeros({end}, options);
+  for (const auto& [i, begin] : places) {
+    const auto& edge = node.next_edge(i);
+    const auto sizes = sizes_of(edge.function->input_metadata(edge.input_nr));
+    gradients[i] = zeros.narrow(0, begin, c10::multiply_integers(sizes)).view(sizes);
+  }
+}
+
+}  // namespace
+
 variable_list InputGradientBackward::apply(variable_list&& grads) {
   TORCH_CHECK(!tape.finished(), torch::autograd::ERR_BACKWARD_TWICE);
   refuse_batched(grads);
@@ -102,12 +135,13 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
   tell(tape.plan().sinks);
   variable_list found;
   in_own_pass([&] { found = tape.finish(std::move(v), std::move(b), keep); });
+  std::vector<size_t> absent;
   for (size_t i = 0; i < found.size(); ++i) {
-    const auto& edge = next_edge(i);
     if (!task_should_compute_output(i)) found[i] = at::Tensor();
     else if (found[i].defined() && tape.unscale().defined()) found[i] = scaled(found[i], tape.unscale(), false, true);
-    else if (!found[i].defined()) found[i] = edge.function->input_metadata(edge.input_nr).zeros_like();
+    else if (!found[i].defined()) absent.push_back(i);
   }
+  fill_with_zeros(*this, found, absent);
   return last_order(*this, std::move(found));
 }
 
@@ -127,13 +161,14 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
     at::AutoDispatchBelowADInplaceOrView below;
     const at::Tensor factor = unscale.defined() ? scale.mul(unscale) : scale;
     const bool one = !unscale.defined() && reads_as_one(scale);
+    std::vector<size_t> absent;
     for (size_t i = 0; i < out.size(); ++i) {
       if (!task_should_compute_output(i)) continue;
-      const auto& edge = next_edge(i);
       out[i] = keep ? gradients[i] : std::move(gradients[i]);
-      out[i] = out[i].defined() ? scaled(std::move(out[i]), factor, one, keep)
-                                : edge.function->input_metadata(edge.input_nr).zeros_like();
+      if (out[i].defined()) out[i] = scaled(std::move(out[i]), factor, one, keep);
+      else absent.push_back(i);
     }
+    fill_with_zeros(*this, out, absent);
   }
   given = !keep;
   return last_order(*this, std::move(out));
@@ -249,11 +284,11 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
   return {std::move(gradients), std::move(again), ""};
 }
 
-// weight * value, with the parameters' gradients computed at once, from the seeds d(weight * value)/d(gradients). onto: the result
-// of an earlier part of the batch, to which value and gradients are added, and which is used up.
-at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds, double weight, const std::optional<at::Tensor>& onto) {
+// The value, with the parameters' gradients computed at once, from the seeds d(value)/d(gradients). onto: the result of an earlier
+// part of the batch, to which value and gradients are added, and which is used up.
+at::Tensor handed_over(const at::Tensor& value, Tape& tape, variable_list seeds, const std::optional<at::Tensor>& onto) {
   at::AutoGradMode off(false);
-  auto result = weight == 1 ? value.detach() : value.mul(weight);
+  auto result = value.detach();
   if (onto) result = result.add_(onto->detach());
   if (tape.edges().empty()) return result;
   auto* earlier = onto && onto->grad_fn() ? dynamic_cast<PenaltyBackward*>(onto->grad_fn().get()) : nullptr;
@@ -274,10 +309,11 @@ at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gra
   at::AutoGradMode off(false);
   variable_list v;
   for (const auto& seed : seeds) v.push_back(weight == 1 ? seed : seed.mul(weight));
-  return handed_over(value, node_of(gradients[0]).tape, std::move(v), weight, onto);
+  return handed_over(weight == 1 ? value : value.mul(weight), node_of(gradients[0]).tape, std::move(v), onto);
 }
 
-using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, double, bool, double, c10::string_view, bool);
+using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, double, bool, double, c10::string_view, bool,
+                                                            double);
 
 // input_gradient, the penalty of its norms a sample, and hand_over in one call: the usual case, one input and no mask. The norms
 // are empty where the scores do not depend on the point.
@@ -296,11 +332,9 @@ std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores
     auto g = std::move(gradients[0]);
     if (!ours(g) && !g.is_non_overlapping_and_dense()) g = g.contiguous();
     if (g.dim() > 1 && g.size(0) > 1 && g.stride(0) * g.size(0) != g.numel()) g = g.contiguous();
-    std::tie(value, norms, seed) = norm.call(g, 1, center, one_sided, eps, reduction, derivatives);
-    g.reset();
-    if (derivatives && weight != 1) seed.mul_(weight);
+    std::tie(value, norms, seed) = norm.call(g, 1, center, one_sided, eps, reduction, derivatives, weight);
   }
-  return {handed_over(value, *tape, {std::move(seed)}, weight, onto), norms, ""};
+  return {handed_over(value, *tape, {std::move(seed)}, onto), norms, ""};
 }
 
 // One line a node, from the scores down, in_words.

@@ -30,13 +30,15 @@ bool Place::only(unsigned mask) const {
   return true;
 }
 
-Sizes Place::sizes(size_t i) const {
-  Sizes sizes;
-  for (const auto& size : metadata(*node, i).shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
-  return sizes;
-}
+Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }
 
 at::ScalarType Place::dtype(size_t i) const { return c10::typeMetaToScalarType(metadata(*node, i).dtype()); }
+
+Sizes sizes_of(const torch::autograd::InputMetadata& value) {
+  Sizes sizes;
+  for (const auto& size : value.shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
+  return sizes;
+}
 
 namespace {
 

@@ -6,6 +6,7 @@
 #include <memory>
 
 namespace torch::autograd {
+struct InputMetadata;
 struct Node;
 }
 
@@ -77,6 +78,7 @@ class Rule {
   Place place;
 };
 
+Sizes sizes_of(const torch::autograd::InputMetadata& value);
 // Nobody else holds the tensor or its memory, and every element has its own place: it may be overwritten.
 bool ours(const at::Tensor& tensor);
 // into += value, in place where `into` is ours.

@@ -684,10 +684,8 @@ void shapes(Table& table) {
 
 // The last `dimensions` of a node's result.
 Ints plane_of(const Node& node, size_t dimensions) {
-  const auto& shape = node.input_metadata(0).shape_as_dim_vector();
-  Ints plane;
-  for (size_t i = shape.size() - dimensions; i < shape.size(); ++i) plane.push_back(integer(shape[i]));
-  return plane;
+  const auto shape = sizes_of(node.input_metadata(0));
+  return Ints(shape.end() - static_cast<int64_t>(dimensions), shape.end());
 }
 
 template <size_t spatial, typename T>

@@ -52,9 +52,9 @@ void check(const Step& step, size_t i, const at::Tensor& value) {
 void Tape::scale_adjoints(variable_list& seeds) {
   double elements = 1;
   for (const auto& target : plan_.targets) {
-    const auto sizes = target.function->input_metadata(target.input_nr).shape_as_dim_vector();
+    const auto sizes = sizes_of(target.function->input_metadata(target.input_nr));
     double sample = 1;
-    for (size_t d = 1; d < sizes.size(); ++d) sample *= static_cast<double>(sizes[d].guard_int(__FILE__, __LINE__));
+    for (size_t d = 1; d < sizes.size(); ++d) sample *= static_cast<double>(sizes[d]);
     elements = std::max(elements, sample);
   }
   exponent_ = static_cast<int>(std::min(kEntry + std::round(std::log2(elements) / 2), kMostAdjoint));

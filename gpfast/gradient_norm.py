@@ -4,7 +4,7 @@
     phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where c = 0
     v_i = scale * phi'(n_i) / n_i * g_i, scale = 1/N for the mean over N norms, 1 for the sum and for no reduction
 
-A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
+The operator gives value and seed times a weight. A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gpfast.stats import GradientStats
 
 _library = torch.library.Library("gpfast", "FRAGMENT")
 _library.define(
-    "gradient_norm(Tensor gradient, int keep, float center, bool one_sided, float eps, str reduction, bool with_seed)"
-    " -> (Tensor value, Tensor norms, Tensor seed)"
+    "gradient_norm(Tensor gradient, int keep, float center, bool one_sided, float eps, str reduction, bool with_seed,"
+    " float weight=1.0) -> (Tensor value, Tensor norms, Tensor seed)"
 )
 _library.define(
     "gradient_norm_seed(Tensor gradient, Tensor norms, Tensor cotangent, int keep, float center,"
@@ -121,7 +121,14 @@ def _seed(gradient: Tensor, norms: Tensor, cotangent: Tensor, center: float, one
 
 @torch.library.impl(_library, "gradient_norm", "CompositeExplicitAutograd")
 def _plain(
-    gradient: Tensor, keep: int, center: float, one_sided: bool, eps: float, reduction: str, with_seed: bool
+    gradient: Tensor,
+    keep: int,
+    center: float,
+    one_sided: bool,
+    eps: float,
+    reduction: str,
+    with_seed: bool,
+    weight: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     squares = _squares(gradient, keep, eps)
     norms = _norms(squares)
@@ -131,9 +138,10 @@ def _plain(
         excess = norms - center
         penalties = (excess.relu() if one_sided else excess).square()
     value = {"mean": torch.mean, "sum": torch.sum, "none": torch.clone}[reduction](penalties)
+    value = value if weight == 1 else value * weight
     if not with_seed:
         return value, norms, gradient.new_empty((0,))
-    scale = _scale(reduction, norms.numel())
+    scale = weight * _scale(reduction, norms.numel())
     return value, norms, _plain_seed(gradient, norms, norms.new_ones(()), keep, center, one_sided, scale)
 
 
@@ -163,7 +171,7 @@ def _cuda_seed(gradient: Tensor, *options) -> Tensor:
 
 
 @torch.library.register_fake("gpfast::gradient_norm", lib=_library)
-def _fake(gradient, keep, center, one_sided, eps, reduction, with_seed):
+def _fake(gradient, keep, center, one_sided, eps, reduction, with_seed, weight=1.0):
     norms = gradient.new_empty(gradient.shape[:keep], dtype=accumulate_dtype(gradient.dtype))
     value = torch.empty_like(norms) if reduction == "none" else norms.new_empty(())
     return value, norms, torch.empty_like(gradient) if with_seed else gradient.new_empty((0,))
@@ -209,7 +217,9 @@ class _GradientNorm(torch.autograd.Function):
 
 @torch.library.impl(_library, "gradient_norm", "Autograd")
 def _autograd(gradient: Tensor, *options) -> tuple[Tensor, Tensor, Tensor]:
-    return _GradientNorm.apply(gradient, *options)
+    *options, weight = options if len(options) == 7 else (*options, 1.0)
+    value, norms, seed = _GradientNorm.apply(gradient, *options)
+    return (value, norms, seed) if weight == 1 else (value * weight, norms, seed * weight)
 
 
 @torch.library.impl(_library, "gradient_norm_seed", "Autograd")

@@ -272,13 +272,20 @@ def _seed_kernel(
 
 
 def gradient_norm(
-    gradient: torch.Tensor, keep: int, center: float, one_sided: bool, eps: float, reduction: str, with_seed: bool
+    gradient: torch.Tensor,
+    keep: int,
+    center: float,
+    one_sided: bool,
+    eps: float,
+    reduction: str,
+    with_seed: bool,
+    weight: float = 1.0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(value, norms, seed) of a gradient with dense rows.
 
     gradient: its first `keep` dimensions are the N rows, the others the K elements of each; norms: their shape is
-    gradient.shape[:keep]; value: the mean or sum of phi(norms), 0-dim, or with "none" phi itself; seed: like gradient,
-    or empty without it.
+    gradient.shape[:keep]; value: the mean or sum of phi(norms), 0-dim, or with "none" phi itself, times weight;
+    seed: like gradient, with the weight in it, or empty without it.
     """
     rows, cols = shape_2d(gradient, keep)
     dtype = accumulator(gradient.dtype)
@@ -286,7 +293,7 @@ def gradient_norm(
     phi = torch.empty_like(norms)
     seed = torch.empty_like(gradient) if with_seed else gradient.new_empty((0,))
     if rows:
-        scale = 1.0 / rows if reduction == "mean" else 1.0
+        scale = weight / rows if reduction == "mean" else weight
         options = {
             "AT_ZERO": center == 0,
             "ONE_SIDED": one_sided,
@@ -295,9 +302,8 @@ def gradient_norm(
         }
         with torch.cuda.device_of(gradient):
             _launch_norms(gradient, norms, phi, seed, rows, cols, (float(center), float(eps), scale), options)
-    if reduction == "none":
-        return phi, norms, seed
-    return phi.mean() if reduction == "mean" else phi.sum(), norms, seed
+    value = phi if reduction == "none" else phi.mean() if reduction == "mean" else phi.sum()
+    return value if weight == 1 else value.mul_(weight), norms, seed
 
 
 def _launch_norms(gradient, norms, phi, seed, rows, cols, scalars, options):

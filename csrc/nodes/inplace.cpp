@@ -12,7 +12,7 @@ class OnView final : public Rule {
   OnView(const Place& place, NodePtr operation, std::unique_ptr<Rule> inner)
       : Rule(place), operation_(std::move(operation)), inner_(std::move(inner)) {
     base_ = this->place.sizes(0);
-    for (const auto& size : operation_->input_metadata(0).shape_as_dim_vector()) view_.push_back(size.guard_int(__FILE__, __LINE__));
+    view_ = sizes_of(operation_->input_metadata(0));
   }
 
   const char* name() const override { return inner_->name(); }

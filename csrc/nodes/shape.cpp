@@ -69,12 +69,7 @@ std::unique_ptr<Rule> part(const Place& place, const char* name, Back back, Fort
   return std::make_unique<Linear<true, Back, Forth>>(place, name, std::move(back), std::move(forth), 0);
 }
 
-Sizes output_sizes(const Place& place) {
-  Sizes sizes;
-  const auto& output = place.node->input_metadata(0);
-  for (const auto& size : output.shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
-  return sizes;
-}
+Sizes output_sizes(const Place& place) { return sizes_of(place.node->input_metadata(0)); }
 
 int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
 

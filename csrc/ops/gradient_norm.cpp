@@ -156,7 +156,7 @@ double total(const A* values, int64_t n) {
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> gradient_norm_cpu(const at::Tensor& gradient, int64_t keep, double center,
                                                                  bool one_sided, double eps, std::string_view reduction,
-                                                                 bool with_seed) {
+                                                                 bool with_seed, double weight) {
   const Rows block = dense_rows(gradient, keep, "gradient_norm: gradient");
   const bool mean = reduction == "mean";
   TORCH_CHECK(mean || reduction == "sum" || reduction == "none", "gradient_norm: unknown reduction ", reduction);
@@ -169,7 +169,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gradient_norm_cpu(const at::Tenso
     const auto* g = gradient.const_data_ptr<scalar_t>();
     auto* s = with_seed ? seed.mutable_data_ptr<scalar_t>() : nullptr;
     auto* values = value.mutable_data_ptr<A>();
-    const Finish<A> finish{{static_cast<A>(center), one_sided}, eps, mean ? 1.0 / static_cast<double>(block.rows) : 1.0,
+    const Finish<A> finish{{static_cast<A>(center), one_sided}, eps, mean ? weight / static_cast<double>(block.rows) : weight,
                            norms.mutable_data_ptr<A>(), values};
     const int threads = at::get_num_threads();
     if (threads > 1 && block.rows < 4 * threads && block.rows * block.cols >= 2 * kGrain) {
@@ -178,10 +178,13 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> gradient_norm_cpu(const at::Tenso
       at::parallel_for(0, block.rows, rows_a_thread(block),
                        [&](int64_t begin, int64_t end) { whole_rows(g, finish, s, block.cols, begin, end); });
     }
-    if (reduction == "none") return;
+    if (reduction == "none") {
+      if (weight != 1) value.mul_(weight);
+      return;
+    }
     const double all = total(values, block.rows);
     value = at::empty({}, options);
-    *value.mutable_data_ptr<A>() = static_cast<A>(mean ? all / static_cast<double>(block.rows) : all);
+    *value.mutable_data_ptr<A>() = static_cast<A>(weight * (mean ? all / static_cast<double>(block.rows) : all));
   });
   return {value, norms, seed};
 }
