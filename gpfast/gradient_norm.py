@@ -4,7 +4,8 @@
     phi(n) = (n - c)^2, one-sided max(0, n - c)^2, and ||g||^2 + eps exactly where c = 0
     v_i = scale * phi'(n_i) / n_i * g_i, scale = 1/N for the mean over N norms, 1 for the sum and for no reduction
 
-The operator gives value and seed times a weight. A zero norm has a zero seed, and with c = 0 the seed is 2 * scale * g with no division.
+The operator gives value and seed times a weight. A zero norm has a zero seed, and with c = 0 the seed is
+2 * scale * weight * g with no division.
 """
 
 from __future__ import annotations
