@@ -12,6 +12,7 @@
 #include <torch/csrc/autograd/saved_variable.h>
 #include <torch/csrc/autograd/variable.h>
 #include <c10/util/accumulate.h>
+#include <c10/util/strides.h>
 #include <torch/library.h>
 
 #include "points.h"
@@ -119,7 +120,7 @@ void fill_with_zeros(const Node& node, variable_list& gradients, const std::vect
   for (const auto& [i, begin] : places) {
     const auto& edge = node.next_edge(i);
     const auto sizes = sizes_of(edge.function->input_metadata(edge.input_nr));
-    gradients[i] = zeros.narrow(0, begin, c10::multiply_integers(sizes)).view(sizes);
+    gradients[i] = zeros.as_strided(sizes, c10::contiguous_strides(sizes), begin);
   }
 }
 

@@ -6,6 +6,8 @@
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <typeinfo>
+
 #include "ops/relayout.h"
 
 namespace gpfast {
@@ -55,6 +57,18 @@ bool ours(const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
   return held_once(storage.use_count(), storage.unsafeGetStorageImpl()) && tensor.is_non_overlapping_and_dense() &&
          !tensor._is_zerotensor();
+}
+
+at::Tensor transposed(const at::Tensor& matrix) {
+  auto* impl = matrix.unsafeGetTensorImpl();
+  if (typeid(*impl) != typeid(c10::TensorImpl) || matrix.key_set().has(c10::DispatchKey::Python) || matrix.dim() < 2)
+    return matrix.transpose(-2, -1);
+  auto view = impl->shallow_copy_and_detach(c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  c10::DimVector sizes(matrix.sizes()), strides(matrix.strides());
+  std::swap(sizes.end()[-2], sizes.end()[-1]);
+  std::swap(strides.end()[-2], strides.end()[-1]);
+  view->set_sizes_and_strides(sizes, strides);
+  return at::Tensor(std::move(view));
 }
 
 void accumulate(at::Tensor& into, at::Tensor value) {

@@ -203,7 +203,7 @@ void Tape::offer_second(Step& step, variable_list& grads, bool parameters_only) 
     if (!step.place.wanted(i) || (parameters_only && source.side < 0)) continue;
     auto* arrived = arrived_second(source, grads);
     if (!arrived || !arrived->defined()) continue;
-    step.rule->onto[i] = source.transposed ? arrived->t() : *arrived;
+    step.rule->onto[i] = source.transposed ? transposed(*arrived) : *arrived;
     arrived->reset();
   }
 }
@@ -389,7 +389,7 @@ void Tape::give_second(const Source& source, at::Tensor value, variable_list& gr
   if (!value.defined()) return;
   Plain plain;
   if (source.side >= 0) {
-    if (source.transposed) value = value.t();
+    if (source.transposed) value = transposed(value);
     accumulate(grads[source.side], std::move(value));
     return;
   }

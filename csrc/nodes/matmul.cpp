@@ -16,7 +16,6 @@ using at::Tensor;
 constexpr int kLeft = 0, kRight = 1;
 constexpr int kSides[] = {kLeft, kRight};
 
-Tensor transposed(const Tensor& x) { return x.transpose(-2, -1); }
 Tensor as_matrix(Tensor x, int at) { return x.defined() && at >= 0 ? x.unsqueeze(at) : x; }
 Tensor as_vector(Tensor x, int at) { return x.defined() && at >= 0 ? x.squeeze(at) : x; }
 Tensor scaled(const Tensor& x, const Scalar& by) { return by.equal(1) ? x : at::mul(x, by); }
