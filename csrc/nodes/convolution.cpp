@@ -22,7 +22,8 @@ namespace {
 using at::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr size_t kLargeWeight = 16 << 20, kBlock = 4 << 20;  // bytes
+constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
+constexpr int64_t kMostBlocks = 4;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
 
@@ -75,7 +76,7 @@ class Convolution final : public Rule {
     if (layout_ != Layout::as_it_comes && weight_.dim() == 3) add_height();
     Tensor a = arranged(std::move(values[0]));
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
-    Tensor down = reads_input_ ? std::get<0>(backward(a, input_, {true, false, false})) : data_gradient(a);
+    Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
     input_ = needs_input() ? saved(input_) : Tensor();
     if (place.wanted(1)) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
@@ -85,13 +86,15 @@ class Convolution final : public Rule {
     Tensor t = std::move(values[0]);
     if (!t.defined()) return Values(1);
     t = arranged(std::move(t));
-    if (place.wanted(1)) {
+    const auto& o = options_;
+    Values out(1);
+    if (place.tangent)
+      out[0] = plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups));
+    if (place.wanted(1)) {  // last, for oneDNN's convolution takes as much memory again as the weight does
       gradient_ = as_it_is_made(std::move(onto[1]));
       add_weight_gradient(gradient_, take(adjoint_), t);
     }
-    if (!place.tangent) return Values(1);
-    const auto& o = options_;
-    return {plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups))};
+    return out;
   }
 
   Values second(Values values) override {
@@ -103,12 +106,12 @@ class Convolution final : public Rule {
       const bool apart = b.is_cpu() || !place.wanted(1);
       if (place.wanted(1)) {
         const Tensor h = take(input_);
-        if (gradient_by_convolution(b)) {
-          add_weight_gradient(gradient, b, h);
+        if (gradient_by_convolution(b) || adds_in_blocks(gradient)) {
           if (place.wanted(0)) below = data_gradient(b);
+          add_weight_gradient(gradient, b, h);
         } else {
           Tensor more;
-          std::tie(below, more, bias) = backward(b, h, {place.wanted(0), true, place.wanted(2) && !apart});
+          std::tie(below, more, bias) = backward(b, h, weight_, {place.wanted(0), true, place.wanted(2) && !apart});
           accumulate(gradient, std::move(more));
         }
       } else if (place.wanted(0)) {
@@ -168,34 +171,57 @@ class Convolution final : public Rule {
 
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
   // convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint, dilated by the stride.
-  // With few samples it is faster, but takes up to ten times the weight's memory.
+  // With few samples, or a small kernel, it is as fast; but it may take up to ten times the weight's memory.
   bool gradient_by_convolution(const Tensor& z) const {
-    const bool many = z.size(0) >= 8 || weight_.nbytes() >= kLargeWeight;
-    return large_weight_ && many && z.dim() == 4 && !options_.transposed && options_.groups == 1;
+    if (!large_weight_ || z.dim() != 4 || options_.transposed || options_.groups != 1) return false;
+    const int64_t samples = z.size(0), kernel = weight_.size(2) * weight_.size(3);
+    return samples >= (kernel >= 16 ? 8 : 32) || static_cast<int64_t>(weight_.nbytes()) >= kLargeWeight;
   }
 
-  // gradient += that of (z, h). A convolution leaves it turned, with rows that belong to no weight (of what the stride cut off at
-  // the end), and once more in oneDNN's own order: so for some inputs of the weight at a time.
+  // Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
+  int64_t blocks(const Tensor& gradient) const {
+    const int64_t bytes = static_cast<int64_t>(weight_.nbytes()), block = place.bent || gradient.defined() ? kSmallBlock : kBlock;
+    return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
+  }
+  bool adds_in_blocks(const Tensor& gradient) const {
+    return ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
+  }
+  template <typename F>
+  static void for_each_block(int64_t length, int64_t blocks, const F& work) {
+    const int64_t most = (length + blocks - 1) / blocks;
+    for (int64_t first = 0; first < length; first += most) work(first, std::min(most, length - first));
+  }
+
+  // gradient += that of (z, h), a part of a large weight's at a time, so that what it is made in takes less memory than the weight.
   void add_weight_gradient(Tensor& gradient, const Tensor& z, const Tensor& h) const {
-    if (!gradient_by_convolution(z)) return accumulate(gradient, std::get<1>(backward(z, h, {false, true, false})));
+    if (gradient_by_convolution(z)) return add_by_convolution(gradient, z, h);
+    if (!adds_in_blocks(gradient)) return accumulate(gradient, std::get<1>(backward(z, h, weight_, {false, true, false})));
+    for_each_block(weight_.size(0), blocks(gradient), [&](int64_t first, int64_t n) {
+      const auto outputs = weight_.narrow(0, first, n);
+      gradient.narrow(0, first, n).add_(std::get<1>(backward(z.narrow(1, first, n), h, outputs, {false, true, false})));
+    });
+  }
+
+  // A convolution leaves the gradient turned, with rows that belong to no weight (of what the stride cut off at the end), and once
+  // more in oneDNN's own order.
+  void add_by_convolution(Tensor& gradient, const Tensor& z, const Tensor& h) const {
     const bool adds = ours(gradient) && gradient.is_contiguous();
+    const int64_t parts = blocks(gradient);
     Tensor into = adds ? std::move(gradient) : at::empty(weight_.sizes(), weight_.options(), at::MemoryFormat::Contiguous);
-    const int64_t blocks = static_cast<int64_t>(weight_.nbytes() / kBlock) + 1, inputs = weight_.size(1);
-    const int64_t block = (inputs + blocks - 1) / blocks;
     const auto& o = options_;
     const Ints none{0, 0};
     const Tensor by = z.transpose(0, 1), of = h.transpose(0, 1);
-    for (int64_t first = 0; first < inputs; first += block) {
-      const auto part = of.narrow(0, first, std::min(block, inputs - first));
-      turn_kernel(into, at::convolution(part, by, {}, o.dilation, o.padding, o.stride, false, none, 1), first, adds);
-    }
+    for_each_block(weight_.size(1), parts, [&](int64_t first, int64_t n) {
+      const auto found = at::convolution(of.narrow(0, first, n), by, {}, o.dilation, o.padding, o.stride, false, none, 1);
+      turn_kernel(into, found, first, adds);
+    });
     accumulate(gradient, std::move(into));
   }
 
-  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& z, const Tensor& h, std::array<bool, 3> mask) const {
+  std::tuple<Tensor, Tensor, Tensor> backward(const Tensor& z, const Tensor& h, const Tensor& weight, std::array<bool, 3> mask) const {
     const auto& o = options_;
-    const int64_t channels = o.transposed ? weight_.size(1) * o.groups : weight_.size(0);
-    return at::convolution_backward(z, h, weight_, at::IntArrayRef(channels), o.stride, o.padding, o.dilation, o.transposed,
+    const int64_t channels = o.transposed ? weight.size(1) * o.groups : weight.size(0);
+    return at::convolution_backward(z, h, weight, at::IntArrayRef(channels), o.stride, o.padding, o.dilation, o.transposed,
                                     o.output_padding, o.groups, mask);
   }
 
