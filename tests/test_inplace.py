@@ -43,6 +43,17 @@ def test_the_base_goes_on_as_well(name):
     agree(function, numbers(4, 6), [w, scale])
 
 
+def test_the_base_is_a_constant():
+    w = weights(4, 2, 3)
+
+    def function(x):
+        y = torch.zeros(4, 6, dtype=x.dtype)
+        y.view(4, 2, 3).add_(x.view(4, 2, 3).sin() * w)
+        return y.cos()
+
+    agree(function, numbers(4, 6), [w])
+
+
 def test_an_activation_behind_an_instance_norm_has_a_rule():
     first, second = weights(5, 3, 3, 3), weights(4, 5, 3, 3)
 

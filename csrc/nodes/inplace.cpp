@@ -9,9 +9,9 @@ namespace {
 
 class OnView final : public Rule {
  public:
+  // The base may be a constant, which has no edge: its sizes are the output's.
   OnView(const Place& place, NodePtr operation, std::unique_ptr<Rule> inner)
-      : Rule(place), operation_(std::move(operation)), inner_(std::move(inner)) {
-    base_ = this->place.sizes(0);
+      : Rule(place), operation_(std::move(operation)), inner_(std::move(inner)), base_(sizes_of(place.node->input_metadata(0))) {
     view_ = sizes_of(operation_->input_metadata(0));
   }
 
