@@ -91,7 +91,7 @@ def peak_bytes_raw(function: Callable[[], Any], device: torch.device | str = "cp
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
     cpu = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         function()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     live = peak = 0

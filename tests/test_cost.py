@@ -272,7 +272,7 @@ def test_the_tape_launches_as_much_when_it_is_watched(name):
     with Watch():
         step()
     critic.zero_grad(set_to_none=True)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         step()
     ran = Counter(event.name().rstrip("_") for event in profile.profiler.kineto_results.events())
     # operators that no other operator calls, in place or not

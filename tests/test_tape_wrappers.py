@@ -328,7 +328,7 @@ def test_transforms_around_the_penalty():
             penalty(parameters, "tape")
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_transforms_inside_the_critic():
     """What they compute is part of autograd's graph."""
 

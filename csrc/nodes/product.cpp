@@ -31,27 +31,32 @@ class Product final : public Elementwise {
   }
   Values tangent(Values t) override {
     Values out(place.outputs);
-    for (size_t i : {0, 1})
-      if (mixed(i)) t_[1 - i] = t[1 - i];
     Tensor sum;
     for (size_t i : {0, 1}) {
       if (!place.tangent || !place.live(i) || !t[i].defined()) continue;
-      Tensor z = std::move(t[i]);
+      Tensor z = mixed(1 - i) ? t[i] : std::move(t[i]);
       sum = sum.defined() ? plus(std::move(sum), z, others_[i]) : times(std::move(z), others_[i]);
     }
     if (sum.defined()) out[0] = to_output(std::move(sum));
-    for (size_t i : {0, 1})
+    const Tensor a = take(a_);
+    for (size_t i : {0, 1}) {
+      parts_[i] = mixed(i) && t[1 - i].defined() ? to_input(times(std::move(t[1 - i]), a), i) : Tensor();
       if (!keep) forget(i);
-    t = Values();
-    if (!place.bent) parts_ = finish(Tensor());
+    }
     return out;
   }
-  Values second(Values b) override { return place.bent ? finish(std::move(b[0])) : std::move(parts_); }
-  int64_t kept() const override {
-    int64_t bytes = bytes_of({a_, t_[0], t_[1], others_[0], others_[1]});
-    for (const auto& part : parts_) bytes += bytes_of({part});
-    return bytes;
+  Values second(Values values) override {
+    Values out(2);
+    Tensor b = std::move(values[0]);
+    for (size_t i : {0, 1}) {
+      if (!place.wanted(i)) continue;
+      out[i] = std::move(parts_[i]);
+      if (b.defined()) add(out[i], i == 1 || !place.wanted(1) ? std::move(b) : b, i);
+      if (!keep) others_[i] = Tensor();
+    }
+    return out;
   }
+  int64_t kept() const override { return bytes_of({a_, parts_[0], parts_[1], others_[0], others_[1]}); }
 
  private:
   // Whether a and the other's tangent meet in what input i gets.
@@ -59,24 +64,14 @@ class Product final : public Elementwise {
   void forget(size_t i) {
     if (!(place.bent && place.wanted(i))) others_[i] = Tensor();
   }
-  Values finish(Tensor b) {
-    Values out(2);
-    Tensor a = take(a_);
-    for (size_t i : {0, 1}) {
-      if (!place.wanted(i)) continue;
-      const bool last = i == 1 || !place.wanted(1);
-      Tensor t = std::move(t_[1 - i]), sum;
-      if (b.defined()) sum = times(last ? std::move(b) : b, others_[i]);
-      if (t.defined()) sum = sum.defined() ? plus(std::move(sum), a, t) : times(last ? std::move(a) : a, t);
-      if (!keep) others_[i] = Tensor();
-      if (sum.defined()) out[i] = to_input(std::move(sum), i);
-    }
-    return out;
+  void add(Tensor& part, Tensor b, size_t i) const {
+    if (fits(part)) part = plus(std::move(part), b, others_[i]);
+    else accumulate(part, to_input(times(std::move(b), others_[i]), i));
   }
 
   Tensor others_[2];  // what each input is multiplied with
-  Tensor a_, t_[2];
-  Values parts_;
+  Tensor a_;
+  Tensor parts_[2];  // of what each input gets: a times the other's tangent
 };
 
 class Square final : public Elementwise {
