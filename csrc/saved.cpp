@@ -284,6 +284,10 @@ void softmaxes_and_dropout(Table& table) {
   on<SoftmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
     return softmax_rule(place, result(node.result_, node), node.dim);
   });
+  // Of attention: rows that are masked whole are zero, and so are their derivatives.
+  on<SafeSoftmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return softmax_rule(place, result(node.result_, node), node.dim);
+  });
   on<LogSoftmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
     return log_softmax_rule(place, result(node.result_, node), node.dim);
   });
