@@ -4,6 +4,8 @@ import itertools
 
 import pytest
 import torch
+from layouts import numbers, weights
+from tape_checks import agree
 
 from gpfast import _extension
 
@@ -33,3 +35,15 @@ def test_large_and_shared_out():
     y = torch.ops.gpfast.relayout(x, (0, 2, 3, 1))
     assert torch.equal(y, x) and y.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(torch.ops.gpfast.relayout(y, (0, 1, 2, 3)), x)
+
+
+def test_a_lazily_negated_view_has_other_values_than_its_base():
+    """Both were saved, in the same memory, and are wanted in another layout."""
+    w, scale = weights(6), weights(6, 1, seed=3)
+
+    def function(x):
+        y = (x * w).sin().t()
+        rows = x.t().contiguous() * scale
+        return (rows * y).cos() + (rows.exp() * torch._neg_view(y)).sin()
+
+    agree(function, numbers(4, 6), [w, scale], rule="product")

@@ -172,7 +172,9 @@ SharedCopies::SharedCopies() : outer_(std::exchange(shared_copies, this)) {}
 SharedCopies::~SharedCopies() { shared_copies = outer_; }
 
 at::Tensor relaid_saved(const at::Tensor& tensor, at::IntArrayRef order) {
-  const bool alone = !tensor.defined() || !shared_copies || !tensor.has_storage() || tensor.storage().use_count() == 1;
+  // A view that is negated lazily lies where its base lies, and has other values.
+  const bool apart = !tensor.defined() || !tensor.has_storage() || tensor.is_neg();
+  const bool alone = apart || !shared_copies || tensor.storage().use_count() == 1;
   if (alone || is_dense_in(tensor, order)) return relaid(tensor, order);
   auto& copies = shared_copies->copies_;
   const auto gone = [](const auto& known) { return known.of.expired() || known.copy.expired(); };
