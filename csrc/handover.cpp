@@ -107,7 +107,7 @@ void fill_with_zeros(const Node& node, variable_list& gradients, const std::vect
     const auto& edge = node.next_edge(i);
     const auto& expected = edge.function->input_metadata(edge.input_nr);
     const bool plain = expected.layout() == at::kStrided && !expected.is_tensor_subclass() && !expected.is_nested_tensor();
-    if (!plain || (end && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
+    if (!plain || (!places.empty() && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
       gradients[i] = expected.zeros_like();
       continue;
     }
