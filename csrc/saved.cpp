@@ -642,9 +642,22 @@ void indexings(Table& table) {
 
 const Table& table();
 
+// The view of a fake tensor, or of another one that Python dispatches, is replayed by a function, which no geometry describes in
+// full: a negative view has that of its base. So it is tried on a tensor without data, which nothing watches.
+bool only_reshapes(const torch::autograd::CopySlices& node) {
+  if (!node.view_fn) return true;
+  if (node.base.storage_offset() != 0) return false;
+  const c10::impl::ExcludeDispatchKeyGuard unwatched(c10::python_ks);
+  const at::AutoDispatchBelowADInplaceOrView without_graph;
+  const auto options = at::TensorOptions().dtype(node.input_metadata(0).dtype()).device(at::kMeta);
+  const auto base = at::empty_strided(node.base.sizes(), node.base.strides(), options);
+  const auto view = (*node.view_fn)(base);
+  return view.scalar_type() == base.scalar_type() && !view.is_neg() && !view.is_conj();
+}
+
 void overwritten_views(Table& made) {
   on_strided<torch::autograd::CopySlices>(made, [](auto& node, const Place& place) -> Made {
-    if (!node.fn || node.view_fn || !is_reshaped(node.base, node.view)) return nullptr;
+    if (!node.fn || !is_reshaped(node.base, node.view) || !only_reshapes(node)) return nullptr;
     const auto found = table().find(typeid(*node.fn));
     if (found == table().end()) return nullptr;
     auto inner = found->second(*node.fn, place_on_view(place, *node.fn));

@@ -11,6 +11,7 @@ COMMANDS = {
     "bench": "measure the penalty on the zoo's critics against the eager lines, correctness first",
     "explain": "what the tape does with a critic of yours, node by node, and what it costs",
     "check": "whether value and gradients are those of the eager lines, on a critic of yours",
+    "memory": "where the memory of a penalty is at its peak, and the largest batch that fits: measured or modelled",
     "doctor": "what is installed, which kernels are taken and why, and a self-check",
 }
 # What only some commands need: its name for import, and for pip.

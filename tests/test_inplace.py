@@ -31,6 +31,17 @@ def test_a_view_of_all_of_it(name, bent):
     agree(function, numbers(4, 6), [w, scale])
 
 
+def test_a_negative_view_is_no_view_of_all_of_it():
+    w = weights(1, 6)
+
+    def function(x):
+        y = (x * w).sin()
+        F.leaky_relu_(torch._neg_view(y), 0.2)
+        return y.cos()
+
+    agree(function, numbers(4, 6), [w])
+
+
 @pytest.mark.parametrize("name", ["leaky_relu_", "mul_ by a parameter"])
 def test_the_base_goes_on_as_well(name):
     w, scale = weights(1, 6), weights(2, 3)
