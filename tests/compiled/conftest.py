@@ -12,10 +12,8 @@ if os.environ.get("TRITON_INTERPRET", "0") != "0":
 
 @pytest.fixture(scope="session")
 def emulator():
-    """The PTX emulator, or a skip."""
-    import emulator
+    """Runs Triton's launches in the PTX emulator."""
+    pytest.importorskip("triton", reason="needs Triton")
+    from emulated import Emulated
 
-    module = emulator.load()
-    if module is None:
-        pytest.skip(emulator.MISSING)
-    return emulator.Emulator(module)
+    return Emulated()

@@ -208,8 +208,7 @@ def test_interpolate_channels_last(emulator):
 def traffic(emulator) -> tuple[int, int]:
     """(bytes of DRAM, bytes of the sectors requested) of what ran last, over all its kernels."""
     counters = [c for _, c in emulator.counters]
-    dram = sum(c["dram_read"] + c["dram_write"] for c in counters)
-    return dram, 32 * sum(c["ld_sect"] + c["st_sect"] for c in counters)
+    return sum(c.dram_bytes for c in counters), sum(c.sector_bytes for c in counters)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
