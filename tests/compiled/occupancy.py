@@ -1,16 +1,16 @@
 """How much of a multiprocessor a kernel can fill, in the arithmetic of the vendors.
 
-NVIDIA: cuda_occupancy.h, with the limits of the CUDA programming guide for compute capability 8.0, 9.0 and 10.0. AMD: LLVM's
-AMDGPUBaseInfo (getOccupancyWithNumSGPRs aside, which does not bind on gfx942) and its table of GFX90A and later registers.
+NVIDIA: cuda_occupancy.h, with the limits of the CUDA programming guide for compute capability 8.0, 9.0 and 10.0. AMD:
+the limits of LLVM's AMDGPUBaseInfo for gfx942, but for scalar registers, which never bind there.
 """
 
 from typing import NamedTuple
 
 
 class Multiprocessor(NamedTuple):
-    """Registers are of 32 bits; a quarter of the multiprocessor schedules a quarter of the warps from its own registers.
+    """Registers are of 32 bits; each quarter of it runs a quarter of the warps from registers of its own.
 
-    reserved_bytes: of shared memory, for each block; register_unit: how many registers a warp is given at once.
+    register_unit: how many registers a warp is given at once; reserved_bytes: of shared memory, for each block.
     """
 
     warp: int
@@ -31,7 +31,13 @@ MULTIPROCESSORS = {
     "sm_100": Multiprocessor(**_NVIDIA, shared_bytes=228 * 1024, reserved_bytes=1024),
     # 512 registers a lane in each of four SIMDs, given eight at a time; one barrier for each block of several warps
     "gfx942": Multiprocessor(
-        warp=64, warps=32, blocks=16, registers=4 * 512 * 64, register_unit=8 * 64, shared_bytes=64 * 1024, shared_unit=512,
+        warp=64,
+        warps=32,
+        blocks=16,
+        registers=4 * 512 * 64,
+        register_unit=8 * 64,
+        shared_bytes=64 * 1024,
+        shared_unit=512,
         reserved_bytes=0,
     ),  # fmt: skip
 }
