@@ -203,37 +203,3 @@ def test_interpolate_channels_last(emulator):
     real, fake = (sample((3, 5 * 7 * 9), torch.float32, i).view(3, 5, 7, 9) for i in (0, 1))
     real, fake = (x.contiguous(memory_format=torch.channels_last) for x in (real, fake))
     check_interpolation(emulator, real, fake, torch.rand(3))
-
-
-def traffic(emulator) -> tuple[int, int]:
-    """(bytes of DRAM, bytes of the sectors requested) of what ran last, over all its kernels."""
-    counters = [c for _, c in emulator.counters]
-    return sum(c.dram_bytes for c in counters), sum(c.sector_bytes for c in counters)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("cols, slack", [(64, 1.01), (100, 1.5), (1001, 1.05), (12289, 1.05), (20001, 1.05)])
-def test_gradient_norm_moves_little_more_than_it_must(emulator, cols, slack, dtype):
-    """Each element is read once and its seed written once; where rows are split, read twice.
-
-    Short rows that start between sectors share theirs with the next access: more requests, answered by the cache.
-    """
-    g = sample((40_000 // cols + 1, cols), dtype)
-    with emulator.running():
-        gradient_norm(g, 1, 1.0, False, 1e-12, "none", True)
-    dram, sectors = traffic(emulator)
-    reads = 2 if launch.gradient_norm_plan(cols, 4).kind == "split" else 1
-    least = g.numel() * g.element_size() * (reads + 1) + 8 * len(g)
-    assert dram <= 1.01 * least and sectors <= slack * least, (dram / least, sectors / least)
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("cols, slack", [(1001, 1.2), (5001, 1.05)])
-def test_interpolate_moves_little_more_than_it_must(emulator, cols, slack, dtype):
-    """Rows shorter than a block ask for alpha element by element, which the cache answers."""
-    real, fake = (sample((40_000 // cols + 1, cols), dtype, i) for i in (0, 1))
-    with emulator.running():
-        interpolate(real, fake, torch.rand(len(real)))
-    dram, sectors = traffic(emulator)
-    least = 3 * real.numel() * real.element_size() + 4 * len(real)
-    assert dram <= 1.01 * least and sectors <= slack * least, (dram / least, sectors / least)
