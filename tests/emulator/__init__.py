@@ -6,8 +6,9 @@
     x.get()
 
 A launch raises Fault where the code is wrong: an access out of bounds or misaligned, a race between CTAs in global
-memory or between warps in shared memory, a barrier that not every thread meets, a deadlock, a shuffle from a lane that
-is not there. Shared memory that nobody wrote is NaN. What is odd but allowed is in counters.warnings.
+memory or between warps in shared memory, a barrier that not every thread meets, a shuffle from a lane that is not
+there; and where an instruction or a modifier of it is not modelled. Shared memory that nobody wrote is NaN. What is odd
+but allowed is in counters.warnings.
 
 Counted: instructions, requests, 32-byte sectors, bytes of DRAM (each sector once a launch, as with a perfect cache),
 shared memory's wavefronts (one a request without bank conflicts).
@@ -15,7 +16,7 @@ shared memory's wavefronts (one a request without bank conflicts).
 Not modelled: tensor cores, TMA, calls, textures, local and constant memory; weak memory order (a write is seen at
 once); .ftz (denormals are kept); the error of approximate instructions (ex2, rsqrt, div.full and the like are computed
 in float64 and rounded once); fused multiply-add (of float32 rounded to float64 first, of float64 rounded twice);
-asynchronous copies (done at once); time.
+asynchronous copies (done at once); barriers of a part of a CTA; time: a loop that never ends is not noticed.
 """
 
 from .counters import Counters

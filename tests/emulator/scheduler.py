@@ -7,7 +7,7 @@ exited waits.
 import numpy as np
 
 from .faults import Fault
-from .instructions import OPERATIONS
+from .instructions import OPERATIONS, check_modelled
 from .parser import Instruction, Program
 from .threads import Threads
 
@@ -59,8 +59,6 @@ def _open_barriers(threads: Threads, state: _State):
     alive = np.bincount(threads.cta_here[state.next < state.end], minlength=ctas)
     waiting_of_cta = np.bincount(threads.cta_here[waiting], minlength=ctas)
     complete = (waiting_of_cta == alive) & (waiting_of_cta > 0)
-    if not complete.any():
-        raise Fault("deadlock: threads wait at a barrier that the others never reach")
     opened = waiting & complete[threads.cta_here]
     cta, places = threads.cta_here[opened], state.waits[opened]
     lowest = np.full(ctas, _NOWHERE)
@@ -90,6 +88,7 @@ def _run_group(threads: Threads, state: _State, group: np.ndarray, at: int, meet
             if name == "bra":
                 state.next[lanes] = program.labels[op.operands[0]]
             elif is_barrier(op):
+                _check_barrier(threads, op)
                 named = op.operands and not op.operands[0].startswith("%")
                 state.waits[lanes] = at * _BARRIERS + (int(op.operands[0], 0) if named else 0)
             else:
@@ -104,10 +103,18 @@ def _run_group(threads: Threads, state: _State, group: np.ndarray, at: int, meet
             return
 
 
+def _check_barrier(threads: Threads, op: Instruction):
+    """All threads of the CTA, or whole warps of it, may be awaited; only the first is modelled."""
+    check_modelled(op)
+    if len(op.operands) > 1 and op.operands[1] != str(int(np.prod(threads.launch.block))):
+        raise Fault(f"a barrier of a part of the CTA is not modelled | {op.text}")
+
+
 def _execute(threads: Threads, op: Instruction, lanes: np.ndarray):
     if op.parts[0] not in OPERATIONS:
         raise Fault(f"not modelled | {op.text}")
     try:
+        check_modelled(op)
         OPERATIONS[op.parts[0]](threads, op, lanes)
     except Fault as fault:
         raise Fault(f"{fault} | {op.text}") from None

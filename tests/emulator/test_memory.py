@@ -173,11 +173,27 @@ def test_a_race_among_packed_bytes_is_caught():
         run(body, np.zeros(4, np.uint8), grid=2)
 
 
-def test_what_is_not_modelled_is_said():
-    with pytest.raises(Fault, match=r"not modelled \| mma"):
-        run("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {v}, {w}, {w}, {v};", WORDS)
-    with pytest.raises(Fault, match="local memory is not modelled"):
-        run("ld.local.u32 x, [in];", WORDS)
+NOT_MODELLED = {
+    "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {v}, {w}, {w}, {v};": "not modelled \\| mma",
+    "ld.local.u32 x, [in];": "local memory is not modelled",
+    "add.sat.f32 v, v, w;": "add with .sat is not modelled",
+    "mul.rz.f32 v, v, w;": "mul with .rz is not modelled",
+    "cvt.rz.f32.f64 v, wide;": "cvt with .rz is not modelled",
+    "cvt.sat.u8.s32 x, y;": "saturating conversion between integers",
+    "prmt.b32.f4e x, x, y, k;": "prmt with .f4e is not modelled",
+    "setp.eq.f16x2 p, x, y;": "this operation on f16x2 is not modelled",
+    "barrier.red.popc.u32 x, 0, p;": "barrier with .red is not modelled",
+    "bar.sync 1, 64;": "a barrier of a part of the CTA",
+}
+
+
+@pytest.mark.parametrize("instruction", NOT_MODELLED)
+def test_what_is_not_modelled_is_said(instruction):
+    with pytest.raises(Fault, match=NOT_MODELLED[instruction]):
+        run(instruction, WORDS)
+
+
+def test_an_entry_that_is_not_there_is_said():
     with pytest.raises(Fault, match="no entry other; the module has \\['short'\\]"):
         Kernel(".visible .entry short(){ ret; }", "other")
 

@@ -5,6 +5,8 @@ from functools import cache
 
 import numpy as np
 
+from .faults import Fault
+
 UNSIGNED = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
 SIGNED = {8: np.int8, 16: np.int16, 32: np.int32, 64: np.int64}
 FLOAT = {16: np.float16, 32: np.float32, 64: np.float64}
@@ -29,6 +31,8 @@ def typed(bits: np.ndarray, ptx_type: str) -> np.ndarray:
     """The values that raw bits mean; bf16 becomes float32."""
     if ptx_type == "pred":
         return bits.astype(bool)
+    if ptx_type in PACKED:
+        raise Fault(f"this operation on {ptx_type} is not modelled")
     size = width(ptx_type)
     bits = bits.astype(UNSIGNED[size], copy=False)
     if ptx_type == "bf16":

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ..faults import Fault
 from ..parser import Instruction
 from ..threads import Threads
 from ..values import PACKED, SIGNED, UNSIGNED, is_float, untyped, width
@@ -13,6 +14,8 @@ def convert(threads: Threads, op: Instruction, lanes: np.ndarray):
     to, source = op.parts[-2], op.parts[-1]
     if source == "f32" and to in ("bf16x2", "f16x2"):
         return _pack(threads, op, to, lanes)
+    if "sat" in op.parts and not is_float(to) and not is_float(source):
+        raise Fault("saturating conversion between integers is not modelled")
     values = threads.read(op.operands[1], source, lanes)
     rounding = next((ROUND_TO_INTEGER[part] for part in op.parts if part in ROUND_TO_INTEGER), None)
     if is_float(source) and not is_float(to):
