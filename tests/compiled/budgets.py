@@ -27,13 +27,14 @@ TABLES = tuple(f"triton-{t}" for t in TRITON_TARGETS) + tuple(f"cuda-{t}" for t 
 
 
 class Budget(NamedTuple):
-    """A row. registers, spills: of a thread; shared_bytes: of a block; load_bytes, store_bytes: the widest access of
-    global memory; occupancy: percent of a multiprocessor's warps that fit at once."""
+    """A row. Of a thread: registers, spills, stack_bytes (of local memory); of a block: shared_bytes; load_bytes and
+    store_bytes: the widest access of global memory; occupancy: percent of a multiprocessor's warps that fit at once."""
 
     kernel: str
     threads: int
     registers: int
     spills: int
+    stack_bytes: int
     shared_bytes: int
     load_bytes: int
     store_bytes: int
@@ -41,7 +42,7 @@ class Budget(NamedTuple):
 
     def worse_than(self, allowed: "Budget") -> list[str]:
         """In what it needs more than `allowed`, where another compiler may choose other registers."""
-        more = [f for f in ("spills", "shared_bytes") if getattr(self, f) > getattr(allowed, f)]
+        more = [f for f in ("spills", "stack_bytes", "shared_bytes") if getattr(self, f) > getattr(allowed, f)]
         less = [f for f in ("load_bytes", "store_bytes", "occupancy") if getattr(self, f) < getattr(allowed, f)]
         return [f"{field} {getattr(self, field)}, budget {getattr(allowed, field)}" for field in more + less]
 
@@ -96,10 +97,11 @@ def differences(found: Table, checked_in: Table) -> list[str]:
 
 
 def _budget(target: str, kernel: str, threads: int, needs: Resources) -> Budget:
-    spills = max(needs.spills, needs.local_bytes // 4)
     percent = round(100 * occupancy(target, threads, needs.registers, needs.shared_bytes))
     widths = needs.load_bytes, needs.store_bytes
-    return Budget(kernel, threads, needs.registers, spills, needs.shared_bytes, *widths, percent)
+    return Budget(
+        kernel, threads, needs.registers, needs.spills, needs.local_bytes, needs.shared_bytes, *widths, percent
+    )  # fmt: skip
 
 
 def _triton(target: str) -> Iterator[Budget]:

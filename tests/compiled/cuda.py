@@ -84,7 +84,13 @@ def _kernel(entry: str, report: str, module: str) -> CudaKernel:
 
 
 def _source_name(entry: str) -> str:
-    """interpolate<float, float, 4> from its mangled name."""
+    """interpolate<float, float, 4> from its mangled name; namespaces and casts of template arguments are left out."""
     whole = subprocess.run(["c++filt", entry], capture_output=True, text=True, check=True).stdout.strip()
-    whole = re.sub(r"\(anonymous namespace\)::|^void |\((?:int|long|bool|unsigned int)\)", "", whole)
-    return whole[: whole.index("(")] if "(" in whole else whole
+    whole = whole.replace("(anonymous namespace)::", "").replace("gpfast::", "").removeprefix("void ")
+    whole = re.sub(r"\([\w:* ]+\)(?=-?\d)", "", whole)
+    depth = 0
+    for k, character in enumerate(whole):
+        depth += (character == "<") - (character == ">")
+        if character == "(" and depth == 0:
+            return whole[:k]
+    return whole
