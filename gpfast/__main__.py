@@ -12,6 +12,7 @@ COMMANDS = {
     "explain": "what the tape does with a critic of yours, node by node, and what it costs",
     "check": "whether value and gradients are those of the eager lines, on a critic of yours",
     "memory": "where the memory of a penalty is at its peak, and the largest batch that fits: measured or modelled",
+    "roofline": "the modelled time of a critic's penalty on named GPUs, eager and gpfast, and what bounds it",
     "doctor": "what is installed, which kernels are taken and why, and a self-check",
 }
 # What only some commands need: its name for import, and for pip.

@@ -47,13 +47,14 @@ class Named(NamedTuple):
     output: Callable | int | str | None = None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What names a critic and its input."""
+def add_arguments(parser: argparse.ArgumentParser, *, default: str | None = None, otherwise: str = "") -> None:
+    """What names a critic and its input; with a `default`, which `otherwise` explains, the critic may be left out."""
     parser.add_argument(
         "critic",
+        **({} if default is None else {"nargs": "?", "default": default}),
         metavar="MODULE:FACTORY",
         help="an importable module (the current folder is searched first), and in it a module class or a function that"
-        " are called without arguments, or the critic itself; or zoo:NAME, one of " + ", ".join(zoo.ZOO),
+        " are called without arguments, or the critic itself; or zoo:NAME, one of " + ", ".join(zoo.ZOO) + otherwise,
     )
     parser.add_argument(
         "--input",

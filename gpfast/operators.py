@@ -1,0 +1,156 @@
+"""The operators of a step, one by one, as a GPU would be given them: what the roofline model is made of.
+
+A step is the penalty and the gradient of every parameter, from gradients that are None. It is counted on fake tensors,
+which hold no data: nothing is computed, so any size takes seconds. What does not run on fake tensors (a critic that
+reads its values, say) is counted on real ones, and computed.
+
+The count is that of a GPU's run where the CPU's would differ: layouts that suit oneDNN are not asked for, and
+gradients are multiplied by what came in, which the tape skips on a CPU where it can read that it is 1. One difference
+remains: parameters without a gradient receive zeros, on real tensors all in one launch, on fake ones in one each. So of
+the tape's launches the count on fake tensors is a few too high.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
+from torch.utils._pytree import tree_iter, tree_map
+
+from gpfast.columns import first_line
+from gpfast.cost import Counter
+from gpfast.inputs import Structure
+from gpfast.modules import modules_in
+from gpfast.penalty import gradient_penalty
+from gpfast.undisturbed import copied, detached, device_of, undisturbed
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One dispatched operator that writes memory; what its figures count is said in `gpfast.cost.Cost`.
+
+    name         As the dispatcher has it: aten.convolution, gpfast.gradient_norm.
+    launches     1, or the kernels of a fused operator of gpfast.
+    flop         Of matrix products and convolutions; 0 for all else.
+    bytes_moved  Read and written.
+    dtype        Of its first floating argument: what products are computed in. None without one.
+    """
+
+    name: str
+    launches: int
+    flop: int
+    bytes_moved: int
+    dtype: torch.dtype | None
+
+
+@dataclass(frozen=True)
+class CountedStep:
+    """The operators of a step in their order; `refused` says why it does not run on fake tensors, "" where it does."""
+
+    operators: tuple[Operator, ...]
+    refused: str = ""
+
+    @property
+    def launches(self) -> int:
+        return sum(operator.launches for operator in self.operators)
+
+    @property
+    def flop(self) -> int:
+        return sum(operator.flop for operator in self.operators)
+
+    @property
+    def bytes_moved(self) -> int:
+        return sum(operator.bytes_moved for operator in self.operators)
+
+
+class OperatorCounter(Counter):
+    """Counts as `Counter` does, and keeps what each operator cost."""
+
+    def __init__(self) -> None:
+        super().__init__(granularity=1)
+        self.operators: list[Operator] = []
+        self._now: tuple[str, torch.dtype | None] = ("", None)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        floats = (x.dtype for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point())
+        self._now = str(function._overloadpacket), next(floats, None)
+        return super().__torch_dispatch__(function, types, args, kwargs)
+
+    def count(self, launches: int, flop: int, moved: int) -> None:
+        super().count(launches, flop, moved)
+        name, dtype = self._now
+        self.operators.append(Operator(name, launches, flop, moved, dtype))
+
+
+def count_step(
+    critic: Callable,
+    real: Structure | None,
+    fake: Structure | None = None,
+    *,
+    engine: str = "auto",
+    at: str = "interpolates",
+    args: tuple = (),
+    kwargs: Mapping[str, Any] | None = None,
+    output: Callable | int | str | None = None,
+    with_data: bool = False,
+) -> CountedStep:
+    """The operators of one step of `engine` on a copy of `critic`; the arguments are those of `gradient_penalty`.
+
+    with_data  Run on real tensors from the start, which computes everything.
+
+    Parameters, `.grad`, buffers, data and PyTorch's random state stay as they are. Raises what the penalty raises on
+    real tensors.
+    """
+    data = tree_map(detached, {"real": real, "fake": fake, "args": args, "kwargs": dict(kwargs or {})})
+    options = {"output": output, "engine": engine, "at": at}
+    with as_on_a_gpu(), torch.enable_grad():
+        refused = ""
+        if not with_data:
+            try:
+                return CountedStep(_on_fake_tensors(critic, data, options))
+            except Exception as error:  # the user's own code, which may read what a fake tensor does not hold
+                refused = first_line(error)
+        with undisturbed(critic, device_of(real, fake)) as twin:
+            return CountedStep(_counted(twin, data, options), refused)
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Without oneDNN, for which the tape lays out values, and makes gradients of weights, as no GPU wants them."""
+    (before, *_) = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
+
+
+def _on_fake_tensors(critic: Callable, data: dict[str, Any], options: dict[str, Any]) -> tuple[Operator, ...]:
+    mode = FakeTensorMode()
+    with FakeCopyMode(mode):
+        twin = copied(critic)
+        data = copy.deepcopy(data)
+    with mode:
+        return _counted(twin, data, options)
+
+
+def _counted(critic: Callable, data: dict[str, Any], options: dict[str, Any]) -> tuple[Operator, ...]:
+    before = [(parameter, parameter.grad) for module in modules_in(critic) for parameter in module.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    counter = OperatorCounter()
+    try:
+        with counter:
+            penalty = gradient_penalty(critic, **data, **options)
+            if penalty.requires_grad:  # else the critic has no parameters
+                # Not 1, which the tape sees on a CPU and then scales nothing: what a GPU holds it does not read.
+                penalty.backward(torch.full_like(penalty, 2.0))
+    finally:
+        for parameter, gradient in before:  # of a critic that could not be copied
+            parameter.grad = gradient
+    return tuple(counter.operators)
