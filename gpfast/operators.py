@@ -8,6 +8,9 @@ The count is that of a GPU's run where the CPU's would differ: layouts that suit
 gradients are multiplied by what came in, which the tape skips on a CPU where it can read that it is 1. One difference
 remains: parameters without a gradient receive zeros, on real tensors all in one launch, on fake ones in one each. So of
 the tape's launches the count on fake tensors is a few too high.
+
+A fused operator of gpfast counts as one launch, also where no CUDA kernel of it is registered; with `plain` such a one
+counts as the operators of its plain formula, which is what a GPU runs until there is a kernel.
 """
 
 from __future__ import annotations
@@ -72,12 +75,16 @@ class CountedStep:
 class OperatorCounter(Counter):
     """Counts as `Counter` does, and keeps what each operator cost."""
 
-    def __init__(self) -> None:
+    def __init__(self, plain: bool = False) -> None:
         super().__init__(granularity=1)
         self.operators: list[Operator] = []
+        self._plain = plain
         self._now: tuple[str, torch.dtype | None] = ("", None)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if self._plain and _has_only_a_plain_formula(function):
+            with self:
+                return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
         floats = (x.dtype for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point())
         self._now = str(function._overloadpacket), next(floats, None)
         return super().__torch_dispatch__(function, types, args, kwargs)
@@ -99,10 +106,12 @@ def count_step(
     kwargs: Mapping[str, Any] | None = None,
     output: Callable | int | str | None = None,
     with_data: bool = False,
+    plain: bool = False,
 ) -> CountedStep:
     """The operators of one step of `engine` on a copy of `critic`; the arguments are those of `gradient_penalty`.
 
     with_data  Run on real tensors from the start, which computes everything.
+    plain      Fused operators of gpfast without a CUDA kernel count as their plain formula.
 
     Parameters, `.grad`, buffers, data and PyTorch's random state stay as they are. Raises what the penalty raises on
     real tensors.
@@ -113,11 +122,11 @@ def count_step(
         refused = ""
         if not with_data:
             try:
-                return CountedStep(_on_fake_tensors(critic, data, options))
+                return CountedStep(_on_fake_tensors(critic, data, options, plain))
             except Exception as error:  # the user's own code, which may read what a fake tensor does not hold
                 refused = first_line(error)
         with undisturbed(critic, device_of(real, fake)) as twin:
-            return CountedStep(_counted(twin, data, options), refused)
+            return CountedStep(_counted(twin, data, options, plain), refused)
 
 
 @contextmanager
@@ -130,20 +139,22 @@ def as_on_a_gpu() -> Iterator[None]:
         torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
 
 
-def _on_fake_tensors(critic: Callable, data: dict[str, Any], options: dict[str, Any]) -> tuple[Operator, ...]:
+def _on_fake_tensors(
+    critic: Callable, data: dict[str, Any], options: dict[str, Any], plain: bool
+) -> tuple[Operator, ...]:
     mode = FakeTensorMode()
     with FakeCopyMode(mode):
         twin = copied(critic)
         data = copy.deepcopy(data)
     with mode:
-        return _counted(twin, data, options)
+        return _counted(twin, data, options, plain)
 
 
-def _counted(critic: Callable, data: dict[str, Any], options: dict[str, Any]) -> tuple[Operator, ...]:
+def _counted(critic: Callable, data: dict[str, Any], options: dict[str, Any], plain: bool) -> tuple[Operator, ...]:
     before = [(parameter, parameter.grad) for module in modules_in(critic) for parameter in module.parameters()]
     for parameter, _ in before:
         parameter.grad = None
-    counter = OperatorCounter()
+    counter = OperatorCounter(plain)
     try:
         with counter:
             penalty = gradient_penalty(critic, **data, **options)
@@ -154,3 +165,10 @@ def _counted(critic: Callable, data: dict[str, Any], options: dict[str, Any]) ->
         for parameter, gradient in before:  # of a critic that could not be copied
             parameter.grad = gradient
     return tuple(counter.operators)
+
+
+def _has_only_a_plain_formula(function) -> bool:
+    if function.namespace != "gpfast":
+        return False
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has_kernel(function.name(), "CompositeExplicitAutograd") and not has_kernel(function.name(), "CUDA")

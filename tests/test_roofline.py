@@ -164,6 +164,21 @@ def test_the_count_is_of_a_gpu(critic, real, monkeypatch):
 
 
 @needs_tape
+@pytest.mark.parametrize("with_data", [False, True])
+def test_without_a_cuda_kernel_an_operator_is_its_plain_formula(with_data):
+    entry, critic = zoo.ZOO["layernorm-dcgan"], zoo.build("layernorm-dcgan", small=True)
+    case = entry.inputs(entry.small_batch, True)
+    fused, plain = (count_step(critic, case.real, case.fake, with_data=with_data, plain=p) for p in (False, True))
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    without = {name for name in names(fused) if name.startswith("gpfast.")}
+    without = {name for name in without if not has_kernel(name.replace(".", "::", 1), "CUDA")}
+    assert fused.refused == plain.refused == "" and plain.flop == fused.flop
+    assert not without & set(names(plain))
+    if without:
+        assert plain.launches > fused.launches
+
+
+@needs_tape
 def test_sizes_that_no_memory_holds(critic):
     few, many = (torch.zeros(()).expand(batch, 3, 16, 16) for batch in (4, 4 << 20))
     small, large = (count_step(critic, x, x) for x in (few, many))

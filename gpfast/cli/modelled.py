@@ -31,19 +31,21 @@ class ByName(NamedTuple):
     modelled: Modelled
 
 
-def report(found: Sequence[Comparison], models: Sequence[Roofline], *, operators: bool) -> str:
+def report(found: Sequence[Comparison], models: Sequence[Roofline], *, operators: bool, plain: bool) -> str:
     """Plain text: one critic at length, several as a table."""
-    parts = [_one(found[0], models)] if len(found) == 1 else [_table(found, models)]
+    parts = [_one(found[0], models) if len(found) == 1 else _table(found, models)]
+    parts.append("\n".join(_assumed(models, plain) + _real_runs(found)))
     if operators:
         parts += [_operator_table(comparison, model) for comparison in found for model in models]
     return "\n\n".join(parts)
 
 
-def as_json(found: Sequence[Comparison], models: Mapping[str, Roofline]) -> dict[str, Any]:
+def as_json(found: Sequence[Comparison], models: Mapping[str, Roofline], *, plain: bool) -> dict[str, Any]:
     """The same as data: seconds, FLOP, bytes, FLOP/s, bytes/s."""
     return {
         "modelled": True,
         "gpfast": __version__,
+        "plain": plain,
         "gpus": {name: asdict(model) for name, model in models.items()},
         "critics": [_critic_json(comparison, models) for comparison in found],
     }
@@ -82,7 +84,6 @@ def _one(found: Comparison, models: Sequence[Roofline]) -> str:
             f"gpfast.roofline, modelled, not measured: {found.about}",
             columns(counted, [False, True, True, True]),
             columns(modelled, [False, False, *[True] * (1 + len(BOUNDS)), False]),
-            "\n".join(_assumed(models) + _real_runs([found])),
         ]
     )
 
@@ -128,7 +129,7 @@ def _table(found: Sequence[Comparison], models: Sequence[Roofline]) -> str:
     rule = ["---:" if r else "---" for r in right]
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [lines[0], rule, *lines[1:]])
     title = "gpfast.roofline: modelled, not measured; a step is the penalty and the gradient of every parameter"
-    return "\n\n".join([title, table, "\n".join(_assumed(models) + _real_runs(found))])
+    return f"{title}\n\n{table}"
 
 
 def _operator_table(found: Comparison, model: Roofline) -> str:
@@ -149,12 +150,13 @@ def _operator_table(found: Comparison, model: Roofline) -> str:
     return title + "\n" + columns(lines, [False, *[True] * 6])
 
 
-def _assumed(models: Sequence[Roofline]) -> list[str]:
+def _assumed(models: Sequence[Roofline], plain: bool) -> list[str]:
     some = models[0]
+    counts = "as its plain formula where it has" if plain else "as one launch, also where it has"
     lines = [
         "modelled: per operator the largest of FLOP / rate, bytes / bandwidth and launch cost, summed over operators",
         f"modelled with {some.launch_seconds * 1e6:g} us a launch; float32 products in TF32: {some.tf32};"
-        " a fused operator of gpfast is one launch, also where it has no CUDA kernel yet",
+        f" a fused operator of gpfast counts {counts} no CUDA kernel",
     ]
     for model in models:
         g = model.gpu

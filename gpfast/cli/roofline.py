@@ -36,8 +36,9 @@ and a step is their sum, for kernels of one stream do not overlap. What bounds m
 
 It assumes that kernels reach the datasheet's peaks, that no cache holds anything between two operators,
 and that each operator waits for its own launch: a CPU far ahead of the GPU hides launches, which
---launch-us 0 shows. A fused operator of gpfast counts as one launch where it has no CUDA kernel yet. So
-read the ratio, and what bounds each side, rather than the milliseconds.
+--launch-us 0 shows. A fused operator of gpfast counts as one launch, also where it has no CUDA kernel yet:
+what it is without one, --plain shows. So read the ratio, and what bounds each side, rather than the
+milliseconds.
 """
 
 EPILOG = """\
@@ -86,6 +87,12 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         "--operators", action="store_true", help="also list launches, bytes and modelled time by operator"
     )
     parser.add_argument(
+        "--plain",
+        action="store_true",
+        help="count a fused operator of gpfast that has no CUDA kernel in this build as the operators of its plain"
+        " formula: what a GPU runs without such a kernel",
+    )
+    parser.add_argument(
         "--with-data",
         action="store_true",
         help="count on real tensors, which computes everything: to see that the counts are those on fake ones",
@@ -100,9 +107,9 @@ def run(args: argparse.Namespace) -> int:
     models = {name: Roofline(gpu, args.launch_us * 1e-6, args.tf32) for name, gpu in gpus.items()}
     try:
         found = _compared(args)
-        print(report(found, list(models.values()), operators=args.operators))
+        print(report(found, list(models.values()), operators=args.operators, plain=args.plain))
         if args.json:
-            args.json.write_text(json.dumps(as_json(found, models), indent=1) + "\n")
+            args.json.write_text(json.dumps(as_json(found, models, plain=args.plain), indent=1) + "\n")
     except (Refusal, OSError) as error:
         print(f"gpfast roofline: {error}", file=sys.stderr)
         return 2
@@ -133,8 +140,9 @@ def _comparison(args: argparse.Namespace) -> Comparison:
 
 def _counted(args: argparse.Namespace, call: critics.Named, engine: str) -> CountedStep:
     options = {"args": call.args, "kwargs": call.kwargs, "output": call.output, "at": args.at}
+    options |= {"with_data": args.with_data, "plain": args.plain}
     try:
-        return count_step(call.critic, call.real, call.fake, engine=engine, with_data=args.with_data, **options)
+        return count_step(call.critic, call.real, call.fake, engine=engine, **options)
     except Exception as error:  # the user's own code
         raise Refusal(f"{args.critic} cannot be run on its data ({engine}): {first_line(error)}") from error
 
