@@ -184,7 +184,7 @@ class Convolution final : public Rule {
     return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
   }
   bool adds_in_blocks(const Tensor& gradient) const {
-    return ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
+    return weight_.is_cpu() && ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
   }
   template <typename F>
   static void for_each_block(int64_t length, int64_t blocks, const F& work) {
