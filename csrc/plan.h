@@ -38,6 +38,7 @@ struct Step {
   Values a, t, b;              // one an output; each only between its sweep's writer and reader
   c10::SmallVector<int, 2> uses;  // of the tangents, one an output
   bool runs_tangent = false, runs_second = false;
+  bool awaits_second = false;  // a second adjoint may arrive although no adjoint does
   bool sink = false;  // one of Plan::sinks
   std::vector<Escape> escapes;  // of a step that runs alone
 };

@@ -37,6 +37,17 @@ bool any_defined(const Values& values) {
   return false;
 }
 
+// An adjoint of zero, with which a step is in every sweep.
+void fill_with_zero(Step& step) {
+  Plain plain;
+  for (size_t k = 0; k < step.place.outputs; ++k) {
+    const auto& output = step.node->input_metadata(k);
+    if (output.was_default_constructed()) continue;
+    step.a[k] = output.zeros_like();
+    return;
+  }
+}
+
 // A rule that gives a value of another shape or dtype than its input has is a defect, found here and not in a wrong gradient.
 void check(const Step& step, size_t i, const at::Tensor& value) {
   const auto& edge = step.node->next_edge(i);
@@ -160,6 +171,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     auto& step = steps[at];
     running.at(at);
     // A target in the middle of the graph passes its adjoint on, and collects it.
+    if (step.awaits_second && !any_defined(step.a)) fill_with_zero(step);
     if (!any_defined(step.a)) {
       drop(step);
       continue;
@@ -170,6 +182,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
       out = step.rule->adjoint(std::move(step.a));
       if (!step.alone->escapes().empty()) place_escapes(step);
       settle(step);
+      await_second(step, out);
     } else {
       Plain plain;
       offer_adjoints(step);
@@ -220,6 +233,14 @@ void Tape::drop(Step& step) {
   step.runs_tangent = step.runs_second = false;
 }
 
+// The gradients that a custom Function gives may depend on an input for which it gives none.
+void Tape::await_second(const Step& step, const Values& out) {
+  for (size_t i = 0; i < step.sources.size(); ++i) {
+    const int below = step.sources[i].step;
+    if (below >= 0 && !out[i].defined() && step.place.wanted(i) && step.rule->bends()) plan_.steps[below].awaits_second = true;
+  }
+}
+
 void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
   for (size_t i = 0; i < step.place.inputs.size(); ++i) {
     const auto& source = step.sources[i];
@@ -260,12 +281,14 @@ void Tape::place_escapes(Step& step) {
 // Second adjoints will arrive at this step. Rules from `made_from` up were made without knowing.
 void Tape::admit_second(int index, int made_from) {
   auto& step = plan_.steps[index];
-  if (step.place.bent) return;
-  TORCH_CHECK(index <= made_from || step.alone, "the derivative of ", plan_.steps[made_from].node->name(),
+  const bool made = index > made_from, dropped = made && !step.rule;
+  step.awaits_second |= !made;
+  if (step.place.bent && !dropped) return;
+  TORCH_CHECK(!made || step.alone, "the derivative of ", plan_.steps[made_from].node->name(),
               " depends on a tensor that it was not given, made by ", step.node->name(),
               ": gpfast's tape cannot place that; call it with engine=\"autograd\".");
   step.place.bent = true;
-  if (index <= made_from) return;
+  if (!made) return;
   step.runs_second |= step.place.any_wanted();
   for (size_t i = 0; i < step.sources.size(); ++i)
     if (step.sources[i].step >= 0 && step.place.wanted(i)) admit_second(step.sources[i].step, made_from);

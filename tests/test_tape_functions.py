@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tape_critics import Critic, agrees, data, outcome, refuses
+from tape_critics import ENGINES, Critic, agrees, data, outcome, refuses
 from torch.autograd.function import once_differentiable
 
 
@@ -235,6 +235,50 @@ def test_a_function_that_keeps_a_tensor_whose_rule_was_made_already(forward):
     done = outcome("tape", Critic(forward), *data(), {})
     assert isinstance(done.error, RuntimeError)
     assert "depends on a tensor that it was not given" in str(done.error) and 'engine="autograd"' in str(done.error)
+
+
+class GivesTheFirstOnly(torch.autograd.Function):
+    """Of a product, or of a sum, with a second factor that the author holds constant."""
+
+    @staticmethod
+    def forward(ctx, a, b, multiplies):
+        ctx.save_for_backward(b)
+        ctx.multiplies = multiplies
+        return a * b if multiplies else a + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * ctx.saved_tensors[0] if ctx.multiplies else grad, None, None
+
+
+def depends_on_what_gets_no_gradient(m, x):
+    return m.last(GivesTheFirstOnly.apply(torch.tanh(m.first(x)), torch.sin(x[:, :5] * m.scale), True))
+
+
+def keeps_what_gets_no_gradient(m, x):
+    h, kept = torch.tanh(m.first(x)), torch.sin(x[:, :5] * m.scale)
+    return m.last(torch.sin(GivesTheFirstOnly.apply(KeepsTensors.apply(h, [kept]), kept, False)))
+
+
+def keeps_what_was_made_of_what_gets_no_gradient(m, x):
+    h, kept = torch.tanh(m.first(x)), torch.sin(x[:, :5] * m.scale)
+    return m.last(torch.sin(GivesTheFirstOnly.apply(KeepsTensors.apply(h, [torch.cos(kept)]), kept, False)))
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [depends_on_what_gets_no_gradient, keeps_what_gets_no_gradient, keeps_what_was_made_of_what_gets_no_gradient],
+    ids=lambda f: f.__name__,
+)
+def test_derivatives_that_depend_on_what_no_gradient_reaches(forward):
+    """The gradient, or an error where the place has been passed: never another gradient."""
+    for options in ({}, {"reduction": "none"}):
+        for engine in ENGINES:
+            done = outcome(engine, Critic(forward), *data(), options)
+            if done.error is None:
+                agrees(forward, engines=[engine], **options)
+            else:
+                assert forward is not depends_on_what_gets_no_gradient and 'engine="autograd"' in str(done.error)
 
 
 @pytest.mark.parametrize("through_a_product", [False, True])
