@@ -4,7 +4,7 @@
 #include <ATen/ops/empty_like.h>
 #include <torch/library.h>
 
-#include "ops/activation_formulas.h"
+#include "ops/activation_tensors.h"
 
 namespace gpfast {
 using at::Tensor;
@@ -154,5 +154,8 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
 }
 TORCH_LIBRARY_IMPL(gpfast, CPU, m) { implement<slope_cpu, slope_and_curve_cpu, add_slope_cpu>(m); }
 TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) { implement<slope_plain, slope_and_curve_plain, add_slope_plain>(m); }
+#ifdef GPFAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(gpfast, CUDA, m) { implement<slope_cuda, slope_and_curve_cuda, add_slope_cuda>(m); }
+#endif
 
 }  // namespace gpfast

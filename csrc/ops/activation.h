@@ -4,26 +4,9 @@
 
 #include <tuple>
 
+#include "ops/activation_launch.h"
+
 namespace gpfast {
-
-// Each is a struct of formulas in ops/activation_formulas.h, where the parameters are explained.
-#define GPFAST_FOR_EACH_FUSED_ACTIVATION(_)                                                                              \
-  _(Tanh) _(Sigmoid) _(Softplus) _(Elu) _(EluOfResult) _(Silu) _(Gelu) _(GeluTanh) _(Mish) _(Hardswish) _(Exponential)   \
-  _(Logarithm) _(Sqrt) _(Rsqrt) _(Reciprocal) _(Square) _(Cube) _(Tan) _(Atan) _(Erf)
-// These no compiler vectorises, so PyTorch's operators compute them.
-#define GPFAST_FOR_EACH_ACTIVATION(_) GPFAST_FOR_EACH_FUSED_ACTIVATION(_) _(Power) _(Sin) _(Cos) _(Sinh) _(Cosh)
-
-enum class Activation : int64_t {
-#define GPFAST_NAME(name) k##name,
-  GPFAST_FOR_EACH_ACTIVATION(GPFAST_NAME)
-#undef GPFAST_NAME
-};
-inline bool fused(Activation kind) { return kind < Activation::kPower; }
-
-struct Curve {
-  Activation kind;
-  double p = 0, q = 0, r = 0;
-};
 
 // In all of these the tensors are dense and alike.
 // s z; in place where told.
@@ -39,6 +22,12 @@ void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, co
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
                          const at::Tensor& out, const at::Tensor& bend);
 void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
+#ifdef GPFAST_WITH_CUDA
+void slope_cuda(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
+void slope_and_curve_cuda(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
+                          const at::Tensor& out, const at::Tensor& bend);
+void add_slope_cuda(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
+#endif
 // The same in PyTorch's own operators, for every device.
 void slope_plain(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
 void slope_and_curve_plain(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,

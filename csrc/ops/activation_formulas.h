@@ -1,108 +1,18 @@
 #pragma once
-// The first and second derivatives of each smooth activation, written once: for numbers, in loops that compilers vectorise, and
-// for tensors. h is the activation's input, y its result.
-#include <ATen/TensorOperators.h>
-#include <ATen/ops/cos.h>
-#include <ATen/ops/cosh.h>
-#include <ATen/ops/erf.h>
-#include <ATen/ops/exp.h>
-#include <ATen/ops/full_like.h>
-#include <ATen/ops/pow.h>
-#include <ATen/ops/reciprocal.h>
-#include <ATen/ops/sigmoid.h>
-#include <ATen/ops/sin.h>
-#include <ATen/ops/sinh.h>
-#include <ATen/ops/where.h>
-
-#include <array>
-#include <cmath>
-#include <concepts>
-
-#include "ops/simd.h"
+// The first and second derivatives of each smooth activation, written once: for numbers, on the CPU and in CUDA kernels, and, by
+// way of ops/activation_tensors.h, for tensors. h is the activation's input, y its result.
+#include "ops/activation_numbers.h"
 
 namespace gpfast::formulas {
 
-using at::Tensor;
-
 // A constant in the type that V is computed in.
 template <typename V>
-using Number = std::conditional_t<std::is_same_v<V, Tensor>, double, V>;
+using Number = std::conditional_t<std::is_floating_point_v<V>, V, double>;
 
 template <typename V>
 struct Parameters {
   Number<V> p, q, r;
 };
-
-template <typename A>
-constexpr auto kInverseFactorials = [] {
-  std::array<A, sizeof(A) == 8 ? 14 : 8> values{};
-  double value = 1;
-  for (size_t k = 0; k < values.size(); ++k, value /= static_cast<double>(k)) values[k] = static_cast<A>(value);
-  return values;
-}();
-
-// exp to one unit in the last place, without branches. It stays finite and positive: beyond the ends it is that of the ends.
-template <std::floating_point A>
-GPFAST_INLINE A exp(A x) {
-  constexpr bool kWide = sizeof(A) == 8;
-  constexpr int kMantissa = kWide ? 52 : 23;
-  using Bits = std::conditional_t<kWide, uint64_t, uint32_t>;
-  const A lowest = kWide ? -708 : -87, highest = kWide ? 709 : 88;
-  x = x < lowest ? lowest : x > highest ? highest : x;
-  // x = n ln 2 + r. Adding 1.5 * 2^mantissa rounds to an integer, and leaves it in the low bits; n times the first part of ln 2
-  // is exact.
-  const A shift = kWide ? A(0x1.8p52) : A(0x1.8p23);
-  const A shifted = x * A(1.4426950408889634) + shift, n = shifted - shift;
-  const A r = x - n * (kWide ? A(0x1.62e42feep-1) : A(0x1.63p-1)) - n * (kWide ? A(0x1.a39ef35793c76p-33) : A(-0x1.bd0106p-13));
-  constexpr auto& terms = kInverseFactorials<A>;
-  A sum = terms.back();
-  for (int k = static_cast<int>(terms.size()) - 2; k >= 0; --k) sum = sum * r + terms[k];
-  const Bits one = c10::bit_cast<Bits>(A(1));
-  return sum * c10::bit_cast<A>((c10::bit_cast<Bits>(shifted) << kMantissa) + one);
-}
-
-// sigmoid(x), and what it is short of 1, which a subtraction would round away.
-template <typename V>
-struct Sigmoids {
-  V s, rest;
-};
-template <std::floating_point A>
-GPFAST_INLINE Sigmoids<A> sigmoids(A x) {
-  const A e = exp(-x), s = 1 / (1 + e);
-  return {s, e * s};
-}
-template <std::floating_point A>
-GPFAST_INLINE A constant(A, A value) {
-  return value;
-}
-template <std::floating_point A>
-GPFAST_INLINE A choose(bool condition, A yes, A no) {
-  return condition ? yes : no;
-}
-// erfc(|h| / sqrt(2)) / 2, given exp(-h h / 2): (1 + 2 x) exp(x x) erfc(x) is a polynomial in (x - 3) / (x + 3).
-GPFAST_INLINE float normal_tail(float h, float e) {
-  constexpr float kTerms[] = {1.25300806f,     -0.1356211f,    -0.0475621561f,  0.129644721f,    -0.119275281f,   0.0683131967f,
-                              -0.0237635597f, 0.00250677867f, 0.00187506025f, -0.00073408205f, -9.25376913e-5f, 8.00745497e-5f};
-  const float x = std::abs(h) * 0.707106781f, u = (x - 3) / (x + 3);
-  float sum = kTerms[11];
-  for (int k = 10; k >= 0; --k) sum = sum * u + kTerms[k];
-  return 0.5f * e * sum / (1 + 2 * x);
-}
-GPFAST_INLINE double normal_tail(double h, double) { return 0.5 * std::erfc(std::abs(h) * 0.7071067811865476); }
-// The normal distribution's mass below h, given exp(-h h / 2).
-template <std::floating_point A>
-GPFAST_INLINE A normal_below(A h, A e) {
-  const A tail = normal_tail(h, e);
-  return h > 0 ? 1 - tail : tail;
-}
-
-// The same for a tensor, beside what PyTorch has under the same names.
-inline Sigmoids<Tensor> sigmoids(const Tensor& x) { return {at::sigmoid(x), at::sigmoid(-x)}; }
-inline Tensor constant(const Tensor& like, double value) { return at::full_like(like, value); }
-inline Tensor choose(const Tensor& condition, const Tensor& yes, const Tensor& no) { return at::where(condition, yes, no); }
-inline Tensor choose(const Tensor& condition, const Tensor& yes, double no) { return at::where(condition, yes, no); }
-inline Tensor choose(const Tensor& condition, double yes, const Tensor& no) { return at::where(condition, yes, no); }
-inline Tensor normal_below(const Tensor& h, const Tensor&) { return at::erf(h * 0.7071067811865476) * 0.5 + 0.5; }
 
 // 1 - y y, which near the ends only this form does not round away.
 template <typename V>

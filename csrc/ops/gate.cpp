@@ -13,6 +13,8 @@
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <limits>
+
 namespace gpfast {
 namespace {
 
@@ -91,6 +93,14 @@ void gated_in_place(const at::Tensor& z, const at::Tensor& bits, const MaybeTens
   kernel(z, bits, tensor_or_none(weight), {on, off}, z);
 }
 
+template <auto gate, auto gated>
+void implement(torch::Library& m) {
+  m.impl("gate", &gate_op<gate>);
+  m.impl("gate_", &gate_in_place<gate>);
+  m.impl("gated", &gated_op<gated>);
+  m.impl("gated_", &gated_in_place<gated>);
+}
+
 MaybeTensor maybe(const at::Tensor& tensor) { return tensor.defined() ? MaybeTensor(tensor) : std::nullopt; }
 
 template <typename F>
@@ -99,6 +109,13 @@ auto find(const char* name) {
 }
 
 }  // namespace
+
+int64_t run_of_slope(const at::Tensor& weight, const at::Tensor& z) {
+  int64_t run = std::numeric_limits<int64_t>::max();
+  for (int64_t d = 0; d < z.dim(); ++d)
+    if (weight.size(d) > 1) run = z.stride(d);
+  return run;
+}
 
 std::tuple<at::Tensor, at::Tensor> gate(const at::Tensor& z, const at::Tensor& decider, const at::Tensor& weight, const Gate& by,
                                         bool in_place) {
@@ -125,17 +142,10 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("gated(Tensor z, Tensor bits, Tensor? weight, float on, float off) -> Tensor");
   m.def("gated_(Tensor(a!) z, Tensor bits, Tensor? weight, float on, float off) -> ()");
 }
-TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
-  m.impl("gate", &gate_op<gate_cpu>);
-  m.impl("gate_", &gate_in_place<gate_cpu>);
-  m.impl("gated", &gated_op<gated_cpu>);
-  m.impl("gated_", &gated_in_place<gated_cpu>);
-}
-TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) {
-  m.impl("gate", &gate_op<gate_plain>);
-  m.impl("gate_", &gate_in_place<gate_plain>);
-  m.impl("gated", &gated_op<gated_plain>);
-  m.impl("gated_", &gated_in_place<gated_plain>);
-}
+TORCH_LIBRARY_IMPL(gpfast, CPU, m) { implement<gate_cpu, gated_cpu>(m); }
+TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) { implement<gate_plain, gated_plain>(m); }
+#ifdef GPFAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(gpfast, CUDA, m) { implement<gate_cuda, gated_cuda>(m); }
+#endif
 
 }  // namespace gpfast

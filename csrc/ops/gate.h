@@ -4,26 +4,9 @@
 
 #include <tuple>
 
+#include "ops/gate_launch.h"
+
 namespace gpfast {
-
-// When an element's bit is set. None is for a NaN.
-enum class Test : int64_t {
-  kAbove,    // lower < h
-  kBetween,  // lower < h < upper
-  kWithin,   // lower <= h <= upper
-  kBelow,    // h < upper
-};
-
-// An element is multiplied by `on` where its bit is set, by `off` elsewhere. A slope of zero gives zero, whatever the element.
-struct Slopes {
-  double on, off;
-};
-
-struct Gate {
-  Test test;
-  double lower, upper;
-  Slopes slopes;
-};
 
 // z, dense, by the slopes that `decider`, of any strides, gives; and the bits, eight a byte, in z's order in memory. weight,
 // where defined, is the slope where the bit is not set: it has z's dimensions, of which at most one is not 1. In place where
@@ -36,6 +19,15 @@ at::Tensor gated(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& 
 // The kernels behind them: z by its slopes is written to out, which may be z.
 at::Tensor gate_cpu(const at::Tensor& z, at::Tensor decider, const at::Tensor& weight, const Gate& by, const at::Tensor& out);
 void gated_cpu(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& by, const at::Tensor& out);
+
+#ifdef GPFAST_WITH_CUDA
+at::Tensor gate_cuda(const at::Tensor& z, const at::Tensor& decider, const at::Tensor& weight, const Gate& by,
+                     const at::Tensor& out);
+void gated_cuda(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& by, const at::Tensor& out);
+#endif
+
+// Elements of z in memory from one slope of weight to the next.
+int64_t run_of_slope(const at::Tensor& weight, const at::Tensor& z);
 
 inline int64_t bytes_of_bits(int64_t numel) { return (numel + 7) / 8; }
 

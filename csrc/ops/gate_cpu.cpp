@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <array>
-#include <limits>
 #include <vector>
 
 #include "ops/gate.h"
@@ -164,8 +163,7 @@ class ChannelSlopes {
     if (!weight.defined()) return;
     weight_ = weight.to(c10::CppTypeToScalarType<A>::value).contiguous();
     channels_ = weight_.numel();
-    for (int64_t d = 0; d < z.dim(); ++d)
-      if (weight_.size(d) > 1) inner_ = z.stride(d);
+    inner_ = run_of_slope(weight, z);
   }
 
   // Of elements [begin, begin + n), or null.
@@ -186,7 +184,7 @@ class ChannelSlopes {
 
  private:
   at::Tensor weight_;
-  int64_t channels_ = 1, inner_ = std::numeric_limits<int64_t>::max();
+  int64_t channels_ = 1, inner_ = 1;
 };
 
 // A matrix of bits, a row a word: row i of the result is column i.

@@ -10,9 +10,8 @@
 
 #ifdef GPFAST_WITH_CUDA
 #include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
-#include "device.h"
+#include "ops/cuda_launch.h"
 #include "ops/interpolate_launch.h"
 #endif
 
@@ -87,26 +86,14 @@ TORCH_LIBRARY_IMPL(gpfast, CPU, m) { m.impl("interpolate", &interpolate_cpu); }
 #ifdef GPFAST_WITH_CUDA
 namespace {
 
-Dtype code(at::ScalarType dtype) {
-  switch (dtype) {
-    case at::kHalf: return Dtype::kHalf;
-    case at::kBFloat16: return Dtype::kBFloat16;
-    case at::kFloat: return Dtype::kFloat;
-    case at::kDouble: return Dtype::kDouble;
-    default: TORCH_CHECK(false, "interpolate: no CUDA kernel for ", dtype);
-  }
-}
-
 at::Tensor interpolate_cuda(const at::Tensor& real, const at::Tensor& fake, const at::Tensor& alpha) {
   const c10::DeviceGuard guard(real.device());
   const Operands o = prepare(real, fake, alpha);
   if (o.out.numel() == 0) return o.out;
-  // The current stream, without linking libtorch_cuda.
-  const c10::impl::VirtualGuardImpl devices(c10::DeviceType::CUDA);
-  void* stream = devices.getStream(real.device()).native_handle();
-  const int error = gpfast_interpolate_cuda(code(o.out.scalar_type()), o.real.const_data_ptr(), o.fake.const_data_ptr(),
-                                            o.alpha.const_data_ptr(), o.out.mutable_data_ptr(), o.rows, o.cols, stream);
-  TORCH_CHECK(error == 0, "interpolate: CUDA error: ", gpfast_cuda_error(error));
+  const int error = gpfast_interpolate_cuda(dtype_of(o.out, "interpolate"), o.real.const_data_ptr(), o.fake.const_data_ptr(),
+                                            o.alpha.const_data_ptr(), o.out.mutable_data_ptr(), o.rows, o.cols,
+                                            current_stream(real));
+  check_launch(error, "interpolate");
   return o.out;
 }
 

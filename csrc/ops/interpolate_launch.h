@@ -2,9 +2,7 @@
 // Between interpolate.cpp, compiled with torch's headers, and interpolate.cu, compiled without them.
 #include <cstdint>
 
-namespace gpfast {
-enum class Dtype { kHalf, kBFloat16, kFloat, kDouble };
-}
+#include "ops/dtype.h"
 
 // out[i, j] = alpha_i * real[i, j] + (1 - alpha_i) * fake[i, j]; real, fake, out: (rows, cols) of dtype; alpha: (rows,), float, or
 // double for kDouble. Returns the CUDA error of the launch.

@@ -9,6 +9,8 @@
 #include <cstring>
 #include <type_traits>
 
+#include "ops/inline.h"
+
 // A function marked so is compiled once for each instruction set, and the loader picks. It must not be a template; the templates
 // it calls are GPFAST_INLINE, and so become part of each version.
 #if defined(__x86_64__) && defined(__GLIBC__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
@@ -18,7 +20,6 @@
 #else
 #define GPFAST_CLONES
 #endif
-#define GPFAST_INLINE inline __attribute__((always_inline))
 
 #define GPFAST_FOR_EACH_DTYPE(_) _(double) _(float) _(at::Half) _(at::BFloat16)
 
