@@ -96,7 +96,7 @@ at::Tensor scaled(at::Tensor gradient, const at::Tensor& scale, bool one, bool k
 
 namespace {
 
-// Zeros for the edges of a node that have no gradient: most are biases, which share one tensor.
+// Zeros for the edges of a node that have no gradient. Most are biases: vectors share one tensor.
 void fill_with_zeros(const Node& node, variable_list& gradients, const std::vector<size_t>& absent) {
   constexpr int64_t kAligned = 16;  // elements
   at::AutoDispatchBelowADInplaceOrView below;
@@ -106,8 +106,9 @@ void fill_with_zeros(const Node& node, variable_list& gradients, const std::vect
   for (const size_t i : absent) {
     const auto& edge = node.next_edge(i);
     const auto& expected = edge.function->input_metadata(edge.input_nr);
-    const bool plain = expected.layout() == at::kStrided && !expected.is_tensor_subclass() && !expected.is_nested_tensor();
-    if (!plain || (!places.empty() && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
+    const bool vector = expected.layout() == at::kStrided && !expected.is_tensor_subclass() && !expected.is_nested_tensor() &&
+                        expected.shape_as_dim_vector().size() == 1;
+    if (!vector || (!places.empty() && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
       gradients[i] = expected.zeros_like();
       continue;
     }

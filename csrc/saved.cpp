@@ -872,9 +872,10 @@ std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* version
   if (!enabled) return nullptr;
   const auto found = table().find(typeid(node));
   if (found == table().end()) return nullptr;
-  struct While {
-    explicit While(Versions* versions) { reading = {versions}; }
-    ~While() { reading = {}; }
+  struct While {  // a hook that unpacks may call gpfast itself
+    explicit While(Versions* versions) : outer(std::exchange(reading, {versions})) {}
+    ~While() { reading = outer; }
+    Reading outer;
   } made(versions);
   auto rule = found->second(node, place);
   hooked = reading.hooked;

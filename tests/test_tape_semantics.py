@@ -408,7 +408,7 @@ def test_data_that_is_refilled_before_backward_is_noticed(engine, model):
 
 
 def test_gradients_have_storages_of_their_own(engine):
-    """Nothing that is handed over is a view of, or the same as, anything else."""
+    """Nothing that is handed over is a view of, or the same as, anything else (zeros of several vectors apart)."""
 
     class Shares(nn.Module):
         def __init__(self):
