@@ -88,12 +88,12 @@ class Convolution final : public Rule {
     t = arranged(std::move(t));
     const auto& o = options_;
     Values out(1);
+    // Gradient and convolution both take memory of the weight's size while they run: where second adjoints will come, and more is
+    // held, the gradient, which stays, comes last; else it comes before the result is there as well.
+    if (!place.bent) begin_gradient(t);
     if (place.tangent)
       out[0] = plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups));
-    if (place.wanted(1)) {  // last, for oneDNN's convolution takes as much memory again as the weight does
-      gradient_ = as_it_is_made(std::move(onto[1]));
-      add_weight_gradient(gradient_, take(adjoint_), t);
-    }
+    if (place.bent) begin_gradient(t);
     return out;
   }
 
@@ -164,6 +164,12 @@ class Convolution final : public Rule {
     for (size_t d = 0; !o.transposed && d < cut.size(); ++d)
       cut[d] = (sizes_[d + 2] + 2 * o.padding[d] - o.dilation[d] * (weight_.size(d + 2) - 1) - 1) % o.stride[d];
     return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut, o.groups);
+  }
+
+  void begin_gradient(const Tensor& t) {
+    if (!place.wanted(1)) return;
+    gradient_ = as_it_is_made(std::move(onto[1]));
+    add_weight_gradient(gradient_, take(adjoint_), t);
   }
 
   // A gradient of the weight that came from elsewhere.
