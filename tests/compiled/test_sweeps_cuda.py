@@ -3,10 +3,11 @@
 import re
 
 import pytest
-from nvcc import MANGLED, NVCC, TARGETS, compiled, entries, usage, wide_accesses
+from cuda import NVCC, TARGETS, kernels
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="needs nvcc")
 
+DTYPES = ("__half", "__nv_bfloat16", "float", "double")
 THREADS = 256
 REGISTERS = 65536  # of a multiprocessor
 # Bytes that must be under way in a multiprocessor for its memory to be busy: bandwidth times latency, as on an H100
@@ -14,45 +15,50 @@ REGISTERS = 65536  # of a multiprocessor
 IN_FLIGHT = 3.35e12 * 600e-9 / 132
 # Kernels by name: how many 16-byte loads and stores each has.
 ACCESSES = {
-    "gate": {r"4gateI": (2, 1), r"5gatedI": (1, 1)},
+    "gate": {"gate<DTYPE,": (2, 1), "gated<DTYPE,": (1, 1)},
     "activation": {
-        r"smoothI.*TaskE0E": (2, 1),  # slope
-        r"smoothI.*TaskE1E": (3, 1),  # add_slope
-        r"smoothI.*TaskE2E": (3, 2),  # slope_and_curve
+        "smooth<DTYPE, 0,": (2, 1),  # slope
+        "smooth<DTYPE, 1,": (3, 1),  # add_slope
+        "smooth<DTYPE, 2,": (3, 2),  # slope_and_curve
     },
 }
-LIBRARY_FUNCTIONS = r"smoothI.*Lb0E"  # those of CUDA that reduce large arguments keep a few words in a stack
+LIBRARY_FUNCTIONS = r"smooth<.*false>"  # those of CUDA that reduce large arguments keep a few words in a stack
+
+
+def kernels_of(stem, target):
+    return kernels(f"ops/{stem}.cu", target)
 
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("stem", ACCESSES)
 def test_no_kernel_spills(stem, target):
-    found = usage(stem, target)
-    assert len(found) == {"gate": 4, "activation": 6}[stem] * len(MANGLED)
-    for name, used in found.items():
-        assert used.spills == 0, name
-        assert used.stack == 0 or re.search(LIBRARY_FUNCTIONS, name), name
+    found = kernels_of(stem, target)
+    assert len(found) == {"gate": 4, "activation": 6}[stem] * len(DTYPES)
+    for kernel in found:
+        assert kernel.needs.spills == 0, kernel
+        assert kernel.needs.local_bytes == 0 or re.search(LIBRARY_FUNCTIONS, kernel.name), kernel
 
 
-@pytest.mark.parametrize("dtype", MANGLED, ids=str)
-@pytest.mark.parametrize(("stem", "kernel"), [(stem, kernel) for stem in ACCESSES for kernel in ACCESSES[stem]])
-def test_accesses_are_16_bytes_wide_whatever_the_length(stem, kernel, dtype):
-    ptx = compiled(stem, "ptx", "sm_90")[1]
-    found = entries(ptx, kernel.replace("I", f"I{MANGLED[dtype]}", 1))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("stem", "name"), [(stem, name) for stem in ACCESSES for name in ACCESSES[stem]])
+def test_accesses_are_16_bytes_wide_whatever_the_length(stem, name, dtype):
+    found = [kernel for kernel in kernels_of(stem, "sm_90") if kernel.name.startswith(name.replace("DTYPE", dtype))]
     assert len(found) == 2
-    for name in found:
-        loads, stores = wide_accesses(ptx, name)
-        wanted = ACCESSES[stem][kernel]
-        assert stores == wanted[1], name
+    for kernel in found:
+        loads, stores = ACCESSES[stem][name]
+        assert kernel.needs.wide_stores == stores, kernel
         # CUDA's functions in double read their coefficients from memory, too.
-        assert loads == wanted[0] or (loads > wanted[0] and re.search(LIBRARY_FUNCTIONS, name)), name
+        wide = kernel.needs.wide_loads
+        assert wide == loads or (wide > loads and re.search(LIBRARY_FUNCTIONS, kernel.name)), kernel
 
 
 @pytest.mark.parametrize("stem", ACCESSES)
 def test_enough_loads_are_under_way(stem):
     """With the registers that each takes, as many threads fit as keep an H100's memory busy."""
-    for name, used in usage(stem, "sm_90").items():
-        (loads,) = (loads for kernel, (loads, _) in ACCESSES[stem].items() if re.search(kernel, name))
-        granted = -(-used.registers // 8) * 8  # eight at a time
+    for kernel in kernels_of(stem, "sm_90"):
+        (loads,) = (
+            loads for name, (loads, _) in ACCESSES[stem].items() if re.match(name.replace("DTYPE", r"\w+"), kernel.name)
+        )
+        granted = -(-kernel.needs.registers // 8) * 8  # eight at a time
         blocks = min(REGISTERS // (granted * THREADS), 2048 // THREADS)
-        assert blocks * THREADS * 16 * loads >= IN_FLIGHT, (name, used)
+        assert blocks * THREADS * 16 * loads >= IN_FLIGHT, kernel
