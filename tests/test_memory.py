@@ -8,10 +8,10 @@ from dataclasses import fields
 import pytest
 import torch
 
-import gpfast
 from gpfast import zoo
 from gpfast.__main__ import main
 from gpfast.cli import memory as command
+from gpfast.cli.competitors import CHUNKS, penalty_function, step_function
 from gpfast.cost import measure, peak_bytes_raw
 from gpfast.memory import GRANULARITY, MOST, Peak, Places, Study, largest, why_uncut
 
@@ -22,21 +22,7 @@ SMALL = ["--critics", "toy-mlp", "--batches", "4", "16"]
 def real_step(name, engine, batch, chunks=1, small=True):
     entry, critic = zoo.ZOO[name], zoo.build(name, small)
     case = entry.inputs(batch, small)
-    options = {"chunks": chunks} if chunks > 1 else {}
-
-    def step():
-        critic.zero_grad(set_to_none=True)
-        gpfast.gradient_penalty(
-            critic,
-            case.real,
-            case.fake,
-            args=case.args,
-            kwargs=case.kwargs,
-            output=case.output,
-            engine=engine,
-            **options,
-        ).backward()
-
+    step = step_function(penalty_function(f"{CHUNKS}{chunks}" if chunks > 1 else engine, critic, case), critic)
     step()  # chunks try the critic on two samples once
     critic.zero_grad(set_to_none=True)
     return step, critic, case
