@@ -92,10 +92,6 @@ at::Tensor scaled(at::Tensor gradient, const at::Tensor& scale, bool one, bool k
   return ours(gradient) ? gradient.mul_(scale) : gradient.mul(scale);
 }
 
-}  // namespace
-
-namespace {
-
 // Zeros for the edges of a node that have no gradient. Most are biases: vectors share one tensor.
 void fill_with_zeros(const Node& node, variable_list& gradients, const std::vector<size_t>& absent) {
   constexpr int64_t kAligned = 16;  // elements

@@ -1,5 +1,6 @@
 #include "saved.h"
 
+#include <ATen/WrapDimUtils.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/headeronly/version.h>
@@ -544,7 +545,7 @@ void on_strided(Table& table, F) {
 std::optional<int64_t> maybe_integer(const std::optional<c10::SymInt>& value) {
   return value ? std::optional(integer(*value)) : std::nullopt;
 }
-int64_t wrapped(int64_t dim, const Ints& sizes) { return dim < 0 ? dim + static_cast<int64_t>(sizes.size()) : dim; }
+int64_t size_at(const Ints& sizes, int64_t dim) { return sizes[at::maybe_wrap_dim(dim, static_cast<int64_t>(sizes.size()))]; }
 
 // The view has all elements of the base, one after the other.
 bool is_reshaped(const at::TensorGeometry& base, const at::TensorGeometry& view) {
@@ -671,7 +672,7 @@ void merges(Table& table) {
     for (const auto& symbolic : node.tensors_args_sizes_symint) {
       const auto sizes = integers(symbolic);
       const bool overlooked = sizes.size() == 1 && sizes[0] == 0;
-      lengths.push_back(overlooked ? 0 : sizes[wrapped(node.dim, sizes)]);
+      lengths.push_back(overlooked ? 0 : size_at(sizes, node.dim));
     }
     return cat(place, node.dim, std::move(lengths), node.tensors_args_scalartypes);
   });
@@ -680,7 +681,7 @@ void merges(Table& table) {
   });
   const auto even = [](auto& node, const Place& place) -> Made {
     const auto sizes = integers(node.self_sym_sizes);
-    const int64_t length = integer(node.split_size), total = sizes[wrapped(node.dim, sizes)];
+    const int64_t length = integer(node.split_size), total = size_at(sizes, node.dim);
     Ints lengths;
     for (size_t k = 0; k < place.outputs; ++k) lengths.push_back(std::min(length, total - static_cast<int64_t>(k) * length));
     return split(place, node.dim, std::move(lengths));
