@@ -189,3 +189,23 @@ def test_shapes_of_fake_tensors(order, block):
         assert of_weight.shape == of_bias.shape == weight.shape and of_weight.dtype == torch.float32
         assert adjoint(z, z, None, *norm, None, case.block, order, False, False) == (None, None)
         assert tangent(None, h, z, z, *norm, case.block, order, True).shape == weight.shape
+
+
+@pytest.mark.parametrize("order, block", KERNEL_CASES)
+@pytest.mark.parametrize("affine", [False, True], ids=["plain", "affine"])
+def test_a_gate_is_passed_on_the_way_in_and_out(order, block, affine):
+    case = Block(order, block, affine=affine)
+    mean, rstd, weight = case.small()
+    rest = case.h, mean, rstd, weight
+    _, bits = torch.ops.gpfast.gate(case.z, randn(*case.z.shape, seed=8), None, 0, 0.0, 0.0, 1.5, 0.25)
+    gated = torch.ops.gpfast.gated(case.z, bits, None, 1.5, 0.25)
+    for adjoint, tangent in (cpu_ops(), plain_ops()):
+        outs = [torch.full_like(case.h, math.nan) for _ in range(4)]
+        wanted = (None, case.block, order, affine, True)
+        parameters = adjoint(outs[0], case.z, case.add, *rest, *wanted, bits, 1.5, 0.25)
+        assert_near((outs[0], *parameters), (outs[1], *adjoint(outs[1], gated, case.add, *rest, *wanted)), 1e-12)
+        assert_near(adjoint(None, case.z, None, *rest, *wanted, bits, 1.5, 0.25), parameters, 1e-12)
+        of_weight = tangent(*outs[:2], case.t, case.z, *rest, case.block, order, affine, bits, 1.5, 0.25)
+        expected = tangent(*outs[2:], case.t, case.z, *rest, case.block, order, affine)
+        outs[2] = torch.ops.gpfast.gated(outs[2], bits, None, 1.5, 0.25)
+        assert_near((*outs[:2], of_weight), (*outs[2:], expected), 1e-12)

@@ -46,7 +46,7 @@ class Normalize : public Rule {
     const bool bends = place.wanted(kInput), later = bends || wants(place, kWeight);
     if (later) a_ = a;
     out[kInput] = !later && ours(a) ? a : at::empty_like(a);
-    normalize_adjoint(out[kInput], a, {}, tensors, {}, block_, false, false);
+    normalize_adjoint(out[kInput], a, {}, tensors, {}, block_, false, false, {});
     return out;
   }
 
@@ -59,7 +59,7 @@ class Normalize : public Rule {
     if (place.tangent) out[0] = ours(t) ? t : at::empty_like(t);
     if (bends) bent_ = ours(a) ? a : at::empty_like(a);
     if (place.tangent || bends || weighs)
-      of_weight_ = normalize_tangent(out[0], bent_, t, a, norm(), block_, weighs);
+      of_weight_ = normalize_tangent(out[0], bent_, t, a, norm(), block_, weighs, {});
     if (!keep && !place.bent) held_ = {};
     return out;
   }
@@ -72,7 +72,7 @@ class Normalize : public Rule {
       Tensor to;
       if (place.wanted(kInput)) to = ours(b) ? b : ours(bent) ? bent : at::empty_like(b);
       std::tie(of_weight, of_bias) =
-          normalize_adjoint(to, b, bent, norm(), of_weight, block_, wants(place, kWeight), wants(place, kBias));
+          normalize_adjoint(to, b, bent, norm(), of_weight, block_, wants(place, kWeight), wants(place, kBias), {});
       bent = std::move(to);
     }
     if (!keep) held_ = {};

@@ -7,15 +7,17 @@
 
 #include <initializer_list>
 
+#include "ops/gate.h"
+
 namespace gpfast {
 namespace {
 
 using at::Tensor;
 using Optional = const std::optional<Tensor>&;
 using AdjointKernel = std::tuple<Tensor, Tensor>(const Tensor&, const Tensor&, const Tensor&, const NormTensors&, const Tensor&,
-                                                 const NormBlock&, bool, bool);
+                                                 const NormBlock&, bool, bool, const GateOfBits&);
 using TangentKernel = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const NormTensors&, const NormBlock&,
-                             bool);
+                             bool, const GateOfBits&);
 
 Tensor or_undefined(Optional tensor) { return tensor.value_or(Tensor()); }
 std::optional<Tensor> or_none(const Tensor& tensor) { return tensor.defined() ? std::optional(tensor) : std::nullopt; }
@@ -33,23 +35,31 @@ NormBlock checked_block(const Tensor& input, at::IntArrayRef sizes, int64_t orde
   return block;
 }
 
+GateOfBits checked_gate(Optional bits, double on, double off, const NormBlock& block) {
+  if (!bits || !bits->defined()) return {};
+  TORCH_CHECK(bits->scalar_type() == at::kByte && bits->numel() == bytes_of_bits(block.numel()) && bits->is_contiguous(),
+              "normalize: the bits are ", bits->scalar_type(), " ", bits->sizes(), " for ", block.numel(), " elements");
+  return {*bits, {on, off}};
+}
+
 template <AdjointKernel* kernel>
 std::tuple<Tensor, Tensor> adjoint(Optional out, const Tensor& z, Optional add, const Tensor& input, Optional mean,
                                    const Tensor& rstd, Optional weight, Optional weight_gradient, at::IntArrayRef sizes,
-                                   int64_t order, bool want_weight, bool want_bias) {
+                                   int64_t order, bool want_weight, bool want_bias, Optional bits, double on, double off) {
   const auto to = or_undefined(out), more = or_undefined(add);
   const auto block = checked_block(input, sizes, order, {to, z, more});
   return kernel(to, z, more, {input, or_undefined(mean), rstd, or_undefined(weight)}, or_undefined(weight_gradient), block,
-                want_weight, want_bias);
+                want_weight, want_bias, checked_gate(bits, on, off, block));
 }
 
 template <TangentKernel* kernel>
 Tensor tangent(Optional out, Optional bent, const Tensor& t, Optional a, const Tensor& input, Optional mean, const Tensor& rstd,
-               Optional weight, at::IntArrayRef sizes, int64_t order, bool want_weight) {
+               Optional weight, at::IntArrayRef sizes, int64_t order, bool want_weight, Optional bits, double on, double off) {
   const auto to = or_undefined(out), bent_to = or_undefined(bent), adjoint = or_undefined(a);
   const auto block = checked_block(input, sizes, order, {to, bent_to, t, adjoint});
   TORCH_CHECK(adjoint.defined() || !(bent_to.defined() || want_weight), "normalize_tangent: needs a");
-  return kernel(to, bent_to, t, adjoint, {input, or_undefined(mean), rstd, or_undefined(weight)}, block, want_weight);
+  return kernel(to, bent_to, t, adjoint, {input, or_undefined(mean), rstd, or_undefined(weight)}, block, want_weight,
+                checked_gate(bits, on, off, block));
 }
 
 // The norm's tensors in four dimensions, in the dtype that is computed in.
@@ -86,6 +96,9 @@ struct Plain {
     return x.as_strided(sizes, {sizes[1] * sizes[2] * sizes[3], sizes[2] * sizes[3], sizes[3], 1});
   }
   Tensor wide(const Tensor& x) const { return view(x).to(dtype); }
+  Tensor gated(const Tensor& x, const GateOfBits& gate) const {
+    return gate.bits.defined() ? gpfast::gated(x, gate.bits, {}, gate.slopes, /*in_place=*/false) : x;
+  }
   Tensor weighted(const Tensor& x) const { return weight.defined() ? x * weight : x; }
   Tensor mean(const Tensor& x) const { return x.mean(group, true); }
   Tensor without_mean(const Tensor& x) const { return centered ? x - mean(x) : x; }
@@ -96,9 +109,9 @@ struct Plain {
 
 std::tuple<Tensor, Tensor> plain_adjoint(const Tensor& out, const Tensor& z, const Tensor& add, const NormTensors& norm,
                                          const Tensor& weight_gradient, const NormBlock& block, bool want_weight,
-                                         bool want_bias) {
+                                         bool want_bias, const GateOfBits& gate) {
   const Plain plain(norm, block);
-  const auto x = plain.wide(z);
+  const auto x = plain.gated(plain.wide(z), gate);
   Tensor of_weight, of_bias;
   if (want_weight) of_weight = plain.for_channels(x * plain.d * plain.rstd);
   if (want_weight && weight_gradient.defined()) of_weight = of_weight + weight_gradient;
@@ -111,7 +124,7 @@ std::tuple<Tensor, Tensor> plain_adjoint(const Tensor& out, const Tensor& z, con
 }
 
 Tensor plain_tangent(const Tensor& out, const Tensor& bent, const Tensor& t, const Tensor& a, const NormTensors& norm,
-                     const NormBlock& block, bool want_weight) {
+                     const NormBlock& block, bool want_weight, const GateOfBits& gate) {
   const Plain plain(norm, block);
   const auto x = plain.wide(t), line = plain.jacobian(x), y = a.defined() ? plain.wide(a) : a;
   Tensor of_weight, of_input;
@@ -121,7 +134,7 @@ Tensor plain_tangent(const Tensor& out, const Tensor& bent, const Tensor& t, con
     const auto s = plain.mean(plain.without_mean(u) * v);
     of_input = -(plain.rstd * plain.rstd) * (q * plain.without_mean(u) + p * v + (s - 3 * p * q) * plain.rstd * plain.d);
   }
-  if (out.defined()) plain.view(out).copy_(plain.weighted(line));
+  if (out.defined()) plain.view(out).copy_(plain.gated(plain.weighted(line), gate));
   if (bent.defined()) plain.view(bent).copy_(of_input);
   return of_weight;
 }
@@ -135,28 +148,30 @@ auto handle(const char* name) {
 
 std::tuple<Tensor, Tensor> normalize_adjoint(const Tensor& out, const Tensor& z, const Tensor& add, const NormTensors& norm,
                                              const Tensor& weight_gradient, const NormBlock& block, bool want_weight,
-                                             bool want_bias) {
+                                             bool want_bias, const GateOfBits& gate) {
   static const auto op = handle<decltype(adjoint<&plain_adjoint>)>("gpfast::normalize_adjoint");
   return op.call(or_none(out), z, or_none(add), norm.input, or_none(norm.mean), norm.rstd, or_none(norm.weight),
                  or_none(weight_gradient), {block.samples, block.groups, block.depth, block.length},
-                 static_cast<int64_t>(block.order), want_weight, want_bias);
+                 static_cast<int64_t>(block.order), want_weight, want_bias, or_none(gate.bits), gate.slopes.on, gate.slopes.off);
 }
 
 Tensor normalize_tangent(const Tensor& out, const Tensor& bent, const Tensor& t, const Tensor& a, const NormTensors& norm,
-                         const NormBlock& block, bool want_weight) {
+                         const NormBlock& block, bool want_weight, const GateOfBits& gate) {
   static const auto op = handle<decltype(tangent<&plain_tangent>)>("gpfast::normalize_tangent");
   return op.call(or_none(out), or_none(bent), t, or_none(a), norm.input, or_none(norm.mean), norm.rstd, or_none(norm.weight),
-                 {block.samples, block.groups, block.depth, block.length}, static_cast<int64_t>(block.order), want_weight);
+                 {block.samples, block.groups, block.depth, block.length}, static_cast<int64_t>(block.order), want_weight, or_none(gate.bits),
+                 gate.slopes.on, gate.slopes.off);
 }
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def(
       "normalize_adjoint(Tensor(a!)? out, Tensor z, Tensor? add, Tensor input, Tensor? mean, Tensor rstd, Tensor? weight,"
-      " Tensor? weight_gradient, int[] block, int order, bool want_weight, bool want_bias)"
-      " -> (Tensor weight_gradient, Tensor bias_gradient)");
+      " Tensor? weight_gradient, int[] block, int order, bool want_weight, bool want_bias,"
+      " Tensor? bits=None, float on=1, float off=1) -> (Tensor weight_gradient, Tensor bias_gradient)");
   m.def(
       "normalize_tangent(Tensor(a!)? out, Tensor(b!)? bent, Tensor t, Tensor? a, Tensor input, Tensor? mean, Tensor rstd,"
-      " Tensor? weight, int[] block, int order, bool want_weight) -> Tensor weight_gradient");
+      " Tensor? weight, int[] block, int order, bool want_weight, Tensor? bits=None, float on=1, float off=1)"
+      " -> Tensor weight_gradient");
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) {
   m.impl("normalize_adjoint", &adjoint<&plain_adjoint>);

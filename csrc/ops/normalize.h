@@ -4,6 +4,8 @@
 
 #include <tuple>
 
+#include "ops/gate_launch.h"
+
 namespace gpfast {
 
 // How N samples of G groups of D channels of I elements lie in memory. There is a mean and a deviation for each sample and
@@ -27,23 +29,30 @@ struct NormTensors {
   at::Tensor input, mean, rstd, weight;
 };
 
+// The gate that follows a norm: gate()'s bits, in the order in which the block lies in memory, or undefined where there is none.
+struct GateOfBits {
+  at::Tensor bits;
+  Slopes slopes{1, 1};
+};
+
 // The input and every tensor of its size lie in memory as the block has them.
 
 // Writes out = J^T z + add, and returns (weight_gradient + sum of z (h - m) r, sum of z), (C,) in the dtype that is computed in,
-// each undefined where it is not wanted. out: undefined, or it may be z or add. add, weight_gradient: or undefined.
+// each undefined where it is not wanted. z is taken through the gate first. out: undefined, or it may be z or add. add,
+// weight_gradient: or undefined.
 std::tuple<at::Tensor, at::Tensor> normalize_adjoint(const at::Tensor& out, const at::Tensor& z, const at::Tensor& add,
                                                      const NormTensors& norm, const at::Tensor& weight_gradient,
-                                                     const NormBlock& block, bool want_weight, bool want_bias);
-// Writes out = J t and bent = d/dh <a, J t>, and returns d/dweight <a, J t> where it is wanted. out: undefined, or it may be t.
-// bent: undefined, or it may be a. a: undefined where neither bent nor the weight's gradient is wanted.
+                                                     const NormBlock& block, bool want_weight, bool want_bias, const GateOfBits& gate);
+// Writes out = gate(J t) and bent = d/dh <a, J t>, and returns d/dweight <a, J t> where it is wanted. out: undefined, or it may
+// be t. bent: undefined, or it may be a. a, from below the gate: undefined where neither bent nor the weight's gradient is wanted.
 at::Tensor normalize_tangent(const at::Tensor& out, const at::Tensor& bent, const at::Tensor& t, const at::Tensor& a,
-                             const NormTensors& norm, const NormBlock& block, bool want_weight);
+                             const NormTensors& norm, const NormBlock& block, bool want_weight, const GateOfBits& gate);
 
 // The CPU's kernels of the two.
 std::tuple<at::Tensor, at::Tensor> normalize_adjoint_cpu(const at::Tensor& out, const at::Tensor& z, const at::Tensor& add,
                                                          const NormTensors& norm, const at::Tensor& weight_gradient,
-                                                         const NormBlock& block, bool want_weight, bool want_bias);
+                                                         const NormBlock& block, bool want_weight, bool want_bias, const GateOfBits& gate);
 at::Tensor normalize_tangent_cpu(const at::Tensor& out, const at::Tensor& bent, const at::Tensor& t, const at::Tensor& a,
-                                 const NormTensors& norm, const NormBlock& block, bool want_weight);
+                                 const NormTensors& norm, const NormBlock& block, bool want_weight, const GateOfBits& gate);
 
 }  // namespace gpfast

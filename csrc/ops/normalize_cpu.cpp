@@ -5,6 +5,7 @@
 
 #include <vector>
 
+#include "ops/gate.h"
 #include "ops/normalize.h"
 #include "ops/normalize_loops.h"
 
@@ -281,17 +282,20 @@ Tensor tangent(const Tensor& out, const Tensor& bent, const Tensor& t, const Ten
 
 std::tuple<Tensor, Tensor> normalize_adjoint_cpu(const Tensor& out, const Tensor& z, const Tensor& add, const NormTensors& norm,
                                                  const Tensor& weight_gradient, const NormBlock& block, bool want_weight,
-                                                 bool want_bias) {
+                                                 bool want_bias, const GateOfBits& gate) {
+  const auto x = gate.bits.defined() ? gated(z, gate.bits, {}, gate.slopes, /*in_place=*/false) : z;
   return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "normalize_adjoint", [&] {
-    return adjoint<scalar_t>(out, z, add, norm, weight_gradient, block, want_weight, want_bias);
+    return adjoint<scalar_t>(out, x, add, norm, weight_gradient, block, want_weight, want_bias);
   });
 }
 
 Tensor normalize_tangent_cpu(const Tensor& out, const Tensor& bent, const Tensor& t, const Tensor& a, const NormTensors& norm,
-                             const NormBlock& block, bool want_weight) {
-  return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "normalize_tangent", [&] {
+                             const NormBlock& block, bool want_weight, const GateOfBits& gate) {
+  auto of_weight = AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "normalize_tangent", [&] {
     return tangent<scalar_t>(out, bent, t, a, norm, block, want_weight);
   });
+  if (out.defined() && gate.bits.defined()) gated(out, gate.bits, {}, gate.slopes, /*in_place=*/true);
+  return of_weight;
 }
 
 }  // namespace gpfast
