@@ -4,6 +4,7 @@
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
+#include <ATen/ops/_foreach_mul.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
@@ -85,11 +86,17 @@ bool reads_as_one(const at::Tensor& scale) {
   return scale.scalar_type() == at::kDouble && *scale.const_data_ptr<double>() == 1;
 }
 
-at::Tensor scaled(at::Tensor gradient, const at::Tensor& scale, bool one, bool keep) {
-  if (one) return keep ? gradient.clone() : gradient;
-  const auto dtype = gradient.scalar_type();
-  if (c10::isReducedFloatingType(dtype)) return gradient.to(at::kFloat).mul_(scale).to(dtype);
-  return ours(gradient) ? gradient.mul_(scale) : gradient.mul(scale);
+// Each gradient times the scale: those that are ours in place, all in one launch.
+void scale_all(variable_list& gradients, const at::Tensor& scale) {
+  std::vector<at::Tensor> in_place;
+  for (auto& gradient : gradients) {
+    if (!gradient.defined()) continue;
+    const auto dtype = gradient.scalar_type();
+    if (c10::isReducedFloatingType(dtype)) gradient = gradient.to(at::kFloat).mul_(scale).to(dtype);
+    else if (ours(gradient)) in_place.push_back(gradient);
+    else gradient = gradient.mul(scale);
+  }
+  if (!in_place.empty()) at::_foreach_mul_(in_place, scale);
 }
 
 // Zeros for the edges of a node that have no gradient. Most are biases: vectors share one tensor.
@@ -136,9 +143,9 @@ variable_list InputGradientBackward::apply(variable_list&& grads) {
   std::vector<size_t> absent;
   for (size_t i = 0; i < found.size(); ++i) {
     if (!task_should_compute_output(i)) found[i] = at::Tensor();
-    else if (found[i].defined() && tape.unscale().defined()) found[i] = scaled(found[i], tape.unscale(), false, true);
     else if (!found[i].defined()) absent.push_back(i);
   }
+  if (tape.unscale().defined()) scale_all(found, tape.unscale());
   fill_with_zeros(*this, found, absent);
   return last_order(*this, std::move(found));
 }
@@ -163,9 +170,10 @@ variable_list PenaltyBackward::apply(variable_list&& grads) {
     for (size_t i = 0; i < out.size(); ++i) {
       if (!task_should_compute_output(i)) continue;
       out[i] = keep ? gradients[i] : std::move(gradients[i]);
-      if (out[i].defined()) out[i] = scaled(std::move(out[i]), factor, one, keep);
-      else absent.push_back(i);
+      if (!out[i].defined()) absent.push_back(i);
+      else if (one && keep) out[i] = out[i].clone();
     }
+    if (!one) scale_all(out, factor);
     fill_with_zeros(*this, out, absent);
   }
   given = !keep;
@@ -194,8 +202,7 @@ void PenaltyBackward::add(const Tape& tape, variable_list more) {
   const auto& more_unscale = tape.unscale();
   sinks.insert(sinks.end(), tape.plan().sinks.begin(), tape.plan().sinks.end());
   if (more_unscale.defined() && unscale.defined())  // both are powers of two: of one scale they add up without rounding
-    for (auto& gradient : more)
-      if (gradient.defined()) gradient = scaled(gradient, more_unscale.div(unscale), false, true);
+    scale_all(more, more_unscale.div(unscale));
   const auto known = places();
   for (size_t i = 0; i < more.size(); ++i) {
     const auto found = known.find(edges[i]);

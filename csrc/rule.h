@@ -5,6 +5,9 @@
 
 #include <memory>
 
+#include "ops/gate.h"
+#include "ops/relayout.h"
+
 namespace torch::autograd {
 struct InputMetadata;
 struct Node;
@@ -62,6 +65,13 @@ class Rule {
   virtual Values second(Values b) = 0;
   // Bytes the rule holds now, for explain().
   virtual int64_t kept() const = 0;
+
+  // A rule that does nothing but gate what passes, in tangent and in second, leaves that to the rule of the operation below, whose
+  // values lie in `order` in memory: that one gates what its tangent returns and what its second is given. No bits where it does
+  // not. borrow: called from the scores down before the sweeps that finish, where `above` is of the only operation that reads the
+  // output.
+  virtual GateOfBits lend(const Order& /*order*/) { return {}; }
+  virtual void borrow(Rule& /*above*/) {}
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
   // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and

@@ -161,7 +161,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   for (size_t i = 0; i < seeds.size(); ++i) {
     const auto& root = plan_.roots[i];
     if (root.target >= 0) accumulate(gradients[root.target], seeds[i]);
-    if (root.step >= 0) steps[root.step].place.bent |= bent;
+    if (root.step >= 0) steps[root.step].place.bent |= bent, steps[root.step].reader = kSeveral;
     if (root.step >= 0) accumulate(steps[root.step].a[root.output], std::move(seeds[i]));
   }
   seeds.clear();
@@ -255,6 +255,8 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
       accumulate(gradients[source.target], out[i]);
     }
     auto& below = plan_.steps[source.step];
+    const bool only = below.reader == kNobody && source.target < 0 && source.output == 0;
+    below.reader = only ? static_cast<int>(&step - plan_.steps.data()) : kSeveral;
     below.uses[source.output] += step.runs_tangent;
     if (step.rule->onto[i].defined()) accumulate(below.a[source.output], std::move(step.rule->onto[i]));
     accumulate(below.a[source.output], std::move(out[i]));
@@ -269,6 +271,7 @@ void Tape::place_escapes(Step& step) {
     for (size_t i = 0; i < escape.sources.size(); ++i) {
       auto& source = escape.sources[i];
       if (source.step >= 0) {
+        plan_.steps[source.step].reader = kSeveral;
         admit_second(source.step, static_cast<int>(&step - plan_.steps.data()));
       } else if (source.target < 0) {
         source.side = static_cast<int>(edges_.size());
@@ -297,9 +300,10 @@ void Tape::admit_second(int index, int made_from) {
 variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable_list begun) {
   Outside outside;
   versions_.check();
-  for (auto& step : plan_.steps) {
-    if (step.rule) step.rule->keep = keep;
-    if (step.runs_second) step.b = Values(step.place.outputs);
+  for (auto step = plan_.steps.rbegin(); step != plan_.steps.rend(); ++step) {
+    if (step->rule) step->rule->keep = keep;
+    if (step->runs_second) step->b = Values(step->place.outputs);
+    if (step->rule && step->reader >= 0 && plan_.steps[step->reader].rule) step->rule->borrow(*plan_.steps[step->reader].rule);
   }
   finished_ = !keep;
   if (plan_.half) scale_tangents(v, b);

@@ -5,9 +5,10 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from tape_checks import agree, agree_low, autograd_gradients, cubic_loss
+from tape_checks import agree, agree_low, autograd_gradients, cubic_loss, tape_gradients
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpfast
 from gpfast import _extension
@@ -321,6 +322,90 @@ def test_sweeps_that_run_again(rule, make, shape):
         found = torch.autograd.grad(factor * value, inputs, retain_graph=True)
         for mine, theirs in zip(found, expected[: len(inputs)], strict=True):
             torch.testing.assert_close(mine, factor * theirs, rtol=1e-9, atol=1e-9)
+
+
+class Gatings(TorchDispatchMode):
+    """Counts the passes of gates over tangents and second adjoints."""
+
+    def __init__(self):
+        super().__init__()
+        self.passes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.passes += function.overloadpacket in (torch.ops.gpfast.gated, torch.ops.gpfast.gated_)
+        return function(*args, **(kwargs or {}))
+
+
+class ScaledByWhatItWasNotGiven(torch.autograd.Function):
+    """z times the tensor in `beside`, on which its derivative depends and for which it has no gradient."""
+
+    @staticmethod
+    def forward(ctx, z, beside):
+        ctx.beside = beside
+        return z * beside[0].detach()
+
+    @staticmethod
+    def backward(ctx, a):
+        return a * ctx.beside[0], None
+
+
+@pytest.mark.parametrize("rule, make, shape", CASES)
+def test_a_gate_above_is_the_norms_own_work(rule, make, shape):
+    norm, scale = shaken(make()), randn(*shape[1:], seed=1).requires_grad_()
+    parameters = [scale, *norm.parameters()]
+
+    def critic(x):
+        return F.leaky_relu(norm((x * scale).tanh()) - 0.0, 0.2).sin()
+
+    def gated(x):
+        return F.leaky_relu(norm((x * scale).tanh()), 0.2).sin()
+
+    for function in (critic, gated):
+        agree(function, randn(*shape), parameters, rule="gate")
+    if rule == "frozen batch norm":
+        return
+    passes = []
+    for function in (critic, gated):
+        with Gatings() as gatings:
+            tape_gradients(function, randn(*shape), parameters, cubic_loss, again=True)
+        passes.append(gatings.passes)
+    assert passes == [4, 0], "two a run, and none where the norm does it"
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        pytest.param(lambda y: F.relu(y) * y, id="another reader"),
+        pytest.param(lambda y: F.relu(y) + F.leaky_relu(y, 0.3), id="two gates"),
+        pytest.param(lambda y: F.prelu(y, torch.full((4,), 0.3, dtype=y.dtype)), id="a slope a channel"),
+        pytest.param(lambda y: F.relu(in_channels_last(y)), id="another layout between"),
+        pytest.param(lambda y: in_channels_last(F.relu(y)), id="another layout above"),
+        pytest.param(lambda y: F.relu(F.hardtanh(y, -0.7, 0.7)), id="a gate over a gate"),
+        pytest.param(lambda y: F.relu(y, inplace=True), id="in place"),
+        pytest.param(lambda y: F.hardshrink(y, 0.2) ** 2, id="hardshrink"),
+    ],
+)
+@pytest.mark.parametrize("last", [lambda y: y.sin(), lambda y: y], ids=["bent", "flat"])
+def test_what_reads_a_norm(above, last):
+    norm, convolution = shaken(nn.GroupNorm(2, 4)), shaken(nn.Conv2d(4, 3, 2))
+    parameters = [*norm.parameters(), *convolution.parameters()]
+    agree(lambda x: last(convolution(above(norm(x.tanh())))), randn(2, 4, 3, 5), parameters, rule="group norm")
+
+
+def test_second_adjoints_that_pass_by_the_gate_are_not_gated():
+    norm = shaken(nn.LayerNorm(5))
+
+    def critic(x):
+        y = norm(x.tanh())
+        return ScaledByWhatItWasNotGiven.apply(F.relu(y), [y]).sin()
+
+    agree(critic, randn(3, 5), norm.parameters(), rule="layer norm")
+
+
+def test_a_norm_that_is_a_score_itself():
+    norm = shaken(nn.LayerNorm(5))
+    agree(lambda x: norm(x.tanh()), randn(3, 5), norm.parameters(), rule="layer norm")
+    agree(lambda x: torch.cat([y := norm(x.tanh()), F.relu(y)]), randn(3, 5), norm.parameters(), rule="gate")
 
 
 @pytest.mark.gpu

@@ -31,16 +31,21 @@ class GateRule : public Rule {
 
   Values tangent(Values t) override {
     Values out(1);
-    if (place.tangent && t[0].defined()) out[0] = pass(std::move(t[0]));
+    if (place.tangent && t[0].defined()) out[0] = lent_ ? std::move(t[0]) : pass(std::move(t[0]));
     if (!place.bent) take(bits_);
     return out;
   }
 
   Values second(Values b) override {
     Values out(1);
-    if (place.wanted(0) && b[0].defined()) out[0] = pass(std::move(b[0]));
+    if (place.wanted(0) && b[0].defined()) out[0] = lent_ ? std::move(b[0]) : pass(std::move(b[0]));
     take(bits_);
     return out;
+  }
+
+  GateOfBits lend(const Order& order) override {
+    lent_ = bits_.defined() && !weight_.defined() && order == order_;
+    return lent_ ? GateOfBits{bits_, gate_.slopes} : GateOfBits{};
   }
 
  protected:
@@ -61,6 +66,7 @@ class GateRule : public Rule {
   Tensor h_, weight_, bits_;
   Gate gate_;
   Order order_;
+  bool lent_ = false;
 };
 
 // The slope's gradient is the sum of a t + b h over the elements that it multiplied.

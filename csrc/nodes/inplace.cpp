@@ -32,6 +32,10 @@ class OnView final : public Rule {
     inner_->keep = keep;
     return to_inputs(inner_->second(to_view(std::move(b))));
   }
+  GateOfBits lend(const Order& order) override {
+    if (order != contiguous_order(static_cast<int64_t>(base_.size()))) return {};
+    return inner_->lend(contiguous_order(static_cast<int64_t>(view_.size())));
+  }
   int64_t kept() const override { return inner_->kept(); }
 
  private:

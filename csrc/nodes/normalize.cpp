@@ -59,8 +59,8 @@ class Normalize : public Rule {
     if (place.tangent) out[0] = ours(t) ? t : at::empty_like(t);
     if (bends) bent_ = ours(a) ? a : at::empty_like(a);
     if (place.tangent || bends || weighs)
-      of_weight_ = normalize_tangent(out[0], bent_, t, a, norm(), block_, weighs, {});
-    if (!keep && !place.bent) held_ = {};
+      of_weight_ = normalize_tangent(out[0], bent_, t, a, norm(), block_, weighs, gate_);
+    if (!keep && !place.bent) held_ = {}, gate_ = {};
     return out;
   }
 
@@ -72,15 +72,17 @@ class Normalize : public Rule {
       Tensor to;
       if (place.wanted(kInput)) to = ours(b) ? b : ours(bent) ? bent : at::empty_like(b);
       std::tie(of_weight, of_bias) =
-          normalize_adjoint(to, b, bent, norm(), of_weight, block_, wants(place, kWeight), wants(place, kBias), {});
+          normalize_adjoint(to, b, bent, norm(), of_weight, block_, wants(place, kWeight), wants(place, kBias), gate_);
       bent = std::move(to);
     }
-    if (!keep) held_ = {};
+    if (!keep) held_ = {}, gate_ = {};
     if (place.wanted(kInput)) out[kInput] = std::move(bent);
     if (wants(place, kWeight)) out[kWeight] = as_parameter(of_weight, kWeight);
     if (wants(place, kBias)) out[kBias] = as_parameter(of_bias, kBias);
     return out;
   }
+
+  void borrow(Rule& above) override { gate_ = above.lend(order_); }
 
   int64_t kept() const override {
     return bytes_of({held_.input, held_.mean, held_.rstd, held_.weight, a_, bent_, of_weight_});
@@ -110,6 +112,7 @@ class Normalize : public Rule {
   }
 
   NormBlock block_;
+  GateOfBits gate_;  // that follows
   Tensor a_, bent_, of_weight_;
 };
 

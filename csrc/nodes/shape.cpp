@@ -71,6 +71,33 @@ std::unique_ptr<Rule> part(const Place& place, const char* name, Back back, Fort
 
 Sizes output_sizes(const Place& place) { return sizes_of(place.node->input_metadata(0)); }
 
+// What lies in one piece in order is the same memory on either side: a gate above may be lent to what is below.
+class Reshape final : public Rule {
+ public:
+  explicit Reshape(const Place& place) : Rule(place), in_(place.sizes(0)), out_(output_sizes(place)) {}
+
+  const char* name() const override { return "view"; }
+  Values adjoint(Values a) override { return as(in_, std::move(a)); }
+  Values tangent(Values t) override { return place.tangent ? as(out_, std::move(t)) : Values(1); }
+  Values second(Values b) override { return place.wanted(0) ? as(in_, std::move(b)) : Values(1); }
+  int64_t kept() const override { return 0; }
+
+  void borrow(Rule& above) override { above_ = &above; }
+  GateOfBits lend(const Order& order) override {
+    const bool whole = above_ && order == contiguous_order(static_cast<int64_t>(in_.size()));
+    return whole ? above_->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
+  }
+
+ private:
+  static Values as(const Sizes& sizes, Values values) {
+    if (values[0].defined()) values[0] = reshaped(values[0], sizes);
+    return values;
+  }
+
+  const Sizes in_, out_;
+  Rule* above_ = nullptr;
+};
+
 int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
 
 // Pads for constant_pad_nd, which counts dimensions from the last.
@@ -84,11 +111,7 @@ Tensor padded(const Tensor& tensor, int64_t dim, int64_t before, int64_t after) 
 
 }  // namespace
 
-std::unique_ptr<Rule> reshape(const Place& place) {
-  return linear(
-      place, "view", [in = place.sizes(0)](const Tensor& z) { return reshaped(z, in); },
-      [out = output_sizes(place)](const Tensor& z) { return reshaped(z, out); });
-}
+std::unique_ptr<Rule> reshape(const Place& place) { return std::make_unique<Reshape>(place); }
 
 std::unique_ptr<Rule> transpose(const Place& place, int64_t dim0, int64_t dim1) {
   const auto swap = [dim0, dim1](const Tensor& z) { return z.transpose(dim0, dim1); };

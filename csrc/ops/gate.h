@@ -16,6 +16,12 @@ std::tuple<at::Tensor, at::Tensor> gate(const at::Tensor& z, const at::Tensor& d
 // z by the slopes of bits that gate() made; z lies in memory as it did there.
 at::Tensor gated(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& slopes, bool in_place);
 
+// What gated() multiplies by; no bits: nothing.
+struct GateOfBits {
+  at::Tensor bits;
+  Slopes slopes{1, 1};
+};
+
 // The kernels behind them: z by its slopes is written to out, which may be z.
 at::Tensor gate_cpu(const at::Tensor& z, at::Tensor decider, const at::Tensor& weight, const Gate& by, const at::Tensor& out);
 void gated_cpu(const at::Tensor& z, const at::Tensor& bits, const at::Tensor& weight, const Slopes& by, const at::Tensor& out);

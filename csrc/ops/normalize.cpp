@@ -7,8 +7,6 @@
 
 #include <initializer_list>
 
-#include "ops/gate.h"
-
 namespace gpfast {
 namespace {
 

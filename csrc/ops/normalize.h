@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "ops/gate_launch.h"
+#include "ops/gate.h"
 
 namespace gpfast {
 
@@ -29,13 +29,7 @@ struct NormTensors {
   at::Tensor input, mean, rstd, weight;
 };
 
-// The gate that follows a norm: gate()'s bits, in the order in which the block lies in memory, or undefined where there is none.
-struct GateOfBits {
-  at::Tensor bits;
-  Slopes slopes{1, 1};
-};
-
-// The input and every tensor of its size lie in memory as the block has them.
+// The input and every tensor of its size lie in memory as the block has them; the gate's bits too.
 
 // Writes out = J^T z + add, and returns (weight_gradient + sum of z (h - m) r, sum of z), (C,) in the dtype that is computed in,
 // each undefined where it is not wanted. z is taken through the gate first. out: undefined, or it may be z or add. add,

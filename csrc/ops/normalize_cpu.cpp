@@ -5,7 +5,6 @@
 
 #include <vector>
 
-#include "ops/gate.h"
 #include "ops/normalize.h"
 #include "ops/normalize_loops.h"
 
@@ -283,7 +282,7 @@ Tensor tangent(const Tensor& out, const Tensor& bent, const Tensor& t, const Ten
 std::tuple<Tensor, Tensor> normalize_adjoint_cpu(const Tensor& out, const Tensor& z, const Tensor& add, const NormTensors& norm,
                                                  const Tensor& weight_gradient, const NormBlock& block, bool want_weight,
                                                  bool want_bias, const GateOfBits& gate) {
-  const auto x = gate.bits.defined() ? gated(z, gate.bits, {}, gate.slopes, /*in_place=*/false) : z;
+  const auto x = gate.bits.defined() ? gated(z, gate.bits, {}, gate.slopes, /*in_place=*/out.is_same(z)) : z;
   return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "normalize_adjoint", [&] {
     return adjoint<scalar_t>(out, x, add, norm, weight_gradient, block, want_weight, want_bias);
   });
