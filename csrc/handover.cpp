@@ -109,15 +109,14 @@ void fill_with_zeros(const Node& node, variable_list& gradients, const std::vect
   for (const size_t i : absent) {
     const auto& edge = node.next_edge(i);
     const auto& expected = edge.function->input_metadata(edge.input_nr);
-    const bool vector = expected.layout() == at::kStrided && !expected.is_tensor_subclass() && !expected.is_nested_tensor() &&
-                        expected.shape_as_dim_vector().size() == 1;
+    const bool vector = expected.layout() == at::kStrided && !expected.is_nested_tensor() && sizes_of(expected).size() == 1;
     if (!vector || (!places.empty() && (expected.device() != options.device() || expected.dtype() != options.dtype()))) {
       gradients[i] = expected.zeros_like();
       continue;
     }
     options = expected.options();
     places.emplace_back(i, end);
-    end += (c10::multiply_integers(sizes_of(expected)) + kAligned - 1) / kAligned * kAligned;
+    end += (sizes_of(expected)[0] + kAligned - 1) / kAligned * kAligned;
   }
   if (places.empty()) return;
   const auto zeros = at::zeros({end}, options);

@@ -5,9 +5,7 @@ which hold no data: nothing is computed, so any size takes seconds. What does no
 reads its values, say) is counted on real ones, and computed.
 
 The count is that of a GPU's run where the CPU's would differ: layouts that suit oneDNN are not asked for, and
-gradients are multiplied by what came in, which the tape skips on a CPU where it can read that it is 1. One difference
-remains: parameters without a gradient receive zeros, on real tensors all in one launch, on fake ones in one each. So of
-the tape's launches the count on fake tensors is a few too high.
+gradients are multiplied by what came in, which the tape skips on a CPU where it can read that it is 1.
 
 A fused operator of gpfast counts as one launch, also where no CUDA kernel of it is registered; with `plain` such a one
 counts as the operators of its plain formula, which is what a GPU runs until there is a kernel.

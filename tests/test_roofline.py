@@ -145,17 +145,15 @@ def test_fake_tensors_give_the_operators_of_real_ones(name):
     case = entry.inputs(entry.small_batch, True)
     fake, data = (count_step(critic, case.real, case.fake, with_data=how) for how in (False, True))
     assert fake.refused == "" and fake.flop == data.flop > 0
-    assert names(data) <= names(fake)
-    assert set(names(fake) - names(data)) <= {"aten.zeros"}, "zeros are one for all parameters on real tensors alone"
+    assert names(data) == names(fake)
 
 
 @needs_tape
 def test_the_count_is_of_a_gpu(critic, real, monkeypatch):
-    """Without what suits oneDNN; and gradients are scaled by what came in, which a GPU's host does not read."""
+    """Without what suits oneDNN; and gradients are scaled, in one launch, by what came in: a GPU's host reads none of it."""
     found = count_step(critic, real, real, with_data=True)
-    weights = sum(parameter.ndim > 1 for parameter in critic.parameters())
     assert names(found)["gpfast.relayout"] == 0
-    assert names(found)["aten.mul_"] >= weights
+    assert names(found)["aten._foreach_mul_"] == 1
     assert torch._C._get_mkldnn_enabled(), "it is put back"
     monkeypatch.setattr(operators, "as_on_a_gpu", contextlib.nullcontext)
     on_cpu = count_step(critic, real, real, with_data=True)

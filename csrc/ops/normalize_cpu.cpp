@@ -2,6 +2,7 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 
 #include <vector>
 
@@ -282,7 +283,8 @@ Tensor tangent(const Tensor& out, const Tensor& bent, const Tensor& t, const Ten
 std::tuple<Tensor, Tensor> normalize_adjoint_cpu(const Tensor& out, const Tensor& z, const Tensor& add, const NormTensors& norm,
                                                  const Tensor& weight_gradient, const NormBlock& block, bool want_weight,
                                                  bool want_bias, const GateOfBits& gate) {
-  const auto x = gate.bits.defined() ? gated(z, gate.bits, {}, gate.slopes, /*in_place=*/out.is_same(z)) : z;
+  const auto x = !gate.bits.defined() || out.is_same(z) ? z : at::empty_like(z);
+  if (gate.bits.defined()) gated_cpu(z, gate.bits, {}, gate.slopes, x);
   return AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "normalize_adjoint", [&] {
     return adjoint<scalar_t>(out, x, add, norm, weight_gradient, block, want_weight, want_bias);
   });
@@ -293,7 +295,7 @@ Tensor normalize_tangent_cpu(const Tensor& out, const Tensor& bent, const Tensor
   auto of_weight = AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "normalize_tangent", [&] {
     return tangent<scalar_t>(out, bent, t, a, norm, block, want_weight);
   });
-  if (out.defined() && gate.bits.defined()) gated(out, gate.bits, {}, gate.slopes, /*in_place=*/true);
+  if (out.defined() && gate.bits.defined()) gated_cpu(out, gate.bits, {}, gate.slopes, out);
   return of_weight;
 }
 
