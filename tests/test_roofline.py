@@ -150,7 +150,7 @@ def test_fake_tensors_give_the_operators_of_real_ones(name):
 
 @needs_tape
 def test_the_count_is_of_a_gpu(critic, real, monkeypatch):
-    """Without what suits oneDNN; and gradients are scaled, in one launch, by what came in: a GPU's host reads none of it."""
+    """Without what suits oneDNN; and gradients are scaled, in one launch, by what came in."""
     found = count_step(critic, real, real, with_data=True)
     assert names(found)["gpfast.relayout"] == 0
     assert names(found)["aten._foreach_mul_"] == 1
