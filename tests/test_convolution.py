@@ -27,6 +27,15 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def one_thread():
+    """Where sums are longest: no two threads have parts of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def points(*sizes):
     return torch.randn(sizes, dtype=torch.float64)
 
@@ -182,16 +191,47 @@ def test_low_precision(dtype, kinds, dims, layout):
     agree_low(make, points(4, 1, *[8, 7, 6][:dims]), dtype)
 
 
+def check_in_float32(dims, kinds, options, sizes, channels=(4, 8), draws=8):
+    def make(dtype):
+        torch.manual_seed(0)
+        critic = bent(kinds[dims](*channels, **options), CONVOLUTIONS[dims](channels[1], 2, 1, bias=False))
+        critic = critic.float().to(dtype)
+        return critic, list(critic.parameters())
+
+    agree_low(make, points(*sizes), torch.float32, draws=draws)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @KINDS
 @DIMS
 def test_every_kind_in_channels_last(dims, kinds, options):
-    def make(dtype):
-        torch.manual_seed(0)
-        critic = bent(kinds[dims](4, 8, 3, **options), CONVOLUTIONS[dims](8, 2, 1, bias=False)).float().to(dtype)
-        return critic, list(critic.parameters())
+    check_in_float32(dims, kinds, {"kernel_size": 3, **options}, (4, 4, *[15, 8, 5][:dims]))
 
-    agree_low(make, points(4, 4, *[15, 8, 5][:dims]), torch.float32, draws=8)
+
+def test_a_weight_of_few_channels_after_a_transposed_convolution_by_one_thread(one_thread):
+    check_in_float32(2, TRANSPOSED, {"kernel_size": 3, "stride": 3}, (4, 4, 15, 8))
+
+
+# Channels, kernel, options, sizes.
+MANY_PIXELS = {
+    "of one pixel": ((3, 32), 1, {}, (1, 3, 64, 64)),
+    "of one pixel, padded": ((3, 32), 1, {"padding": 1}, (1, 3, 64, 64)),
+    "of one pixel, strided": ((3, 16), 1, {"stride": 2}, (4, 3, 64, 64)),  # beyond oneDNN's memory in channels_last
+    "of one pixel, to few": ((32, 3), 1, {"stride": 2}, (2, 32, 63, 64)),
+    "1d, strided": ((3, 16), 1, {"stride": 2}, (8, 3, 2048)),
+    "1d, dilated": ((8, 12), 3, {"dilation": 2, "padding": 1}, (16, 8, 512)),
+    "dilated": ((8, 4), 3, {"dilation": 2}, (8, 8, 32, 32)),
+    "groups": ((4, 20), 5, {"groups": 4, "stride": 2}, (8, 4, 64, 64)),
+    "depthwise": ((32, 32), 3, {"groups": 32, "padding": 1}, (4, 32, 32, 32)),
+    "3d": ((4, 16), 4, {"padding": 2}, (8, 4, 12, 12, 12)),
+}
+
+
+@pytest.mark.parametrize(("channels", "kernel", "options", "sizes"), MANY_PIXELS.values(), ids=MANY_PIXELS)
+@KINDS
+def test_few_samples_of_many_pixels(kinds, channels, kernel, options, sizes, one_thread):
+    """A gradient summed up one pixel after another would be further from float64 than eager's."""
+    check_in_float32(len(sizes) - 2, kinds, {"kernel_size": kernel, **options}, sizes, channels, draws=1)
 
 
 @DIMS
