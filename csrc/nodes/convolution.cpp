@@ -24,9 +24,15 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
+// Where oneDNN does not serve, a block is launches, and only the workspace of cuDNN is saved, which its own limit bounds: worth it
+// where the weight itself is what memory is short of.
+constexpr int64_t kLaunchedBlock = 64 << 20;
 constexpr int64_t kFewChannels = 16, kManyPixels = 512;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
+
+// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each.
+bool launched(const Tensor& weight) { return !weight.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
 
 // oneDNN computes in channels_last, or in blocks, and reorders what comes otherwise before and after every call. Values that are
 // channels_last already are spared that (up to half of a call), but then the weight is reordered slowly, in every call: it pays
@@ -34,8 +40,7 @@ enum class Layout { as_it_comes, contiguous, channels_last };
 // kernels) the layout is left alone.
 Layout layout_for(const Tensor& weight, int64_t elements_of_input, int64_t elements_of_output) {
   const auto dtype = weight.scalar_type();
-  const bool onednn = weight.is_cpu() && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
-  if (!onednn || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
+  if (launched(weight) || !at::hasMKLDNN() || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
   const auto format = weight.suggest_memory_format();
   if (format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d) return Layout::channels_last;
   return elements_of_input + elements_of_output >= 4 * weight.numel() ? Layout::channels_last : Layout::contiguous;
@@ -101,6 +106,7 @@ class Convolution final : public Rule {
     t = arranged(std::move(t));
     const auto& o = options_;
     Values out(1);
+    if (tangent_and_gradient(t, out[0])) return out;
     // Gradient and convolution both take memory of the weight's size while they run: where second adjoints will come, and more is
     // held, the gradient, which stays, comes last; else it comes before the result is there as well.
     if (!place.bent) begin_gradient(t);
@@ -115,8 +121,8 @@ class Convolution final : public Rule {
     if (!gradient.defined() && place.wanted(1)) gradient = as_it_is_made(std::move(onto[1]));
     if (values[0].defined()) {
       const Tensor b = arranged(std::move(values[0]));
-      // oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
-      const bool apart = b.is_cpu() || !place.wanted(1);
+      // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
+      const bool apart = !launched(weight_) || !place.wanted(1);
       if (place.wanted(1)) {
         const Tensor h = take(input_);
         if (summed_ != Summed::as_it_comes || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
@@ -170,13 +176,31 @@ class Convolution final : public Rule {
     return in_layout_of(gradient, weight);
   }
 
-  // The convolution the other way. What the stride cut off at the end is its output padding.
-  Tensor data_gradient(const Tensor& z) const {
+  // What the stride cut off at the end, which is the output padding of the convolution the other way.
+  Ints cut_off() const {
     const auto& o = options_;
     Ints cut(o.stride.size(), 0);
     for (size_t d = 0; !o.transposed && d < cut.size(); ++d)
       cut[d] = (sizes_[d + 2] + 2 * o.padding[d] - o.dilation[d] * (weight_.size(d + 2) - 1) - 1) % o.stride[d];
-    return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut, o.groups);
+    return cut;
+  }
+
+  Tensor data_gradient(const Tensor& z) const {
+    const auto& o = options_;
+    return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(), o.groups);
+  }
+
+  // The tangent is the data gradient of the convolution the other way, whose weight gradient is ours: both in one call.
+  bool tangent_and_gradient(const Tensor& t, Tensor& tangent) {
+    if (!launched(weight_) || !place.tangent || !place.wanted(1) || options_.groups != 1 || adds_in_blocks(onto[1])) return false;
+    const auto& o = options_;
+    Tensor more;
+    std::tie(tangent, more, std::ignore) =
+        at::convolution_backward(t, take(adjoint_), weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
+                                 o.groups, {true, true, false});
+    gradient_ = std::move(onto[1]);
+    accumulate(gradient_, std::move(more));
+    return true;
   }
 
   void begin_gradient(const Tensor& t) {
@@ -226,11 +250,12 @@ class Convolution final : public Rule {
 
   // Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
   int64_t blocks(const Tensor& gradient) const {
-    const int64_t bytes = static_cast<int64_t>(weight_.nbytes()), block = place.bent || gradient.defined() ? kSmallBlock : kBlock;
+    const int64_t bytes = static_cast<int64_t>(weight_.nbytes());
+    const int64_t block = launched(weight_) ? kLaunchedBlock : place.bent || gradient.defined() ? kSmallBlock : kBlock;
     return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
   }
   bool adds_in_blocks(const Tensor& gradient) const {
-    return weight_.is_cpu() && ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
+    return ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
   }
   template <typename F>
   static void for_each_block(int64_t length, int64_t blocks, const F& work) {
