@@ -1,11 +1,15 @@
 """Convolutions in the tape: every kind, what is frozen, what has no rule, and the layouts of low precision."""
 
+from collections import Counter
+
 import pytest
 import torch
 import torch.nn.functional as F
-from tape_checks import agree, agree_low, autograd_gradients, penalty_loss, tape_gradients
+from tape_checks import agree, agree_low, autograd_gradients, cubic_loss, penalty_loss, tape_gradients
 from torch import nn
 from torch.nn.utils import parametrizations
+
+from gpfast.operators import as_on_a_gpu, count_step
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
@@ -25,6 +29,15 @@ OPTIONS = {
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_thread():
+    """Where sums are longest: no two threads have parts of one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def points(*sizes):
@@ -182,16 +195,47 @@ def test_low_precision(dtype, kinds, dims, layout):
     agree_low(make, points(4, 1, *[8, 7, 6][:dims]), dtype)
 
 
+def check_in_float32(dims, kinds, options, sizes, channels=(4, 8), draws=8):
+    def make(dtype):
+        torch.manual_seed(0)
+        critic = bent(kinds[dims](*channels, **options), CONVOLUTIONS[dims](channels[1], 2, 1, bias=False))
+        critic = critic.float().to(dtype)
+        return critic, list(critic.parameters())
+
+    agree_low(make, points(*sizes), torch.float32, draws=draws)
+
+
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @KINDS
 @DIMS
 def test_every_kind_in_channels_last(dims, kinds, options):
-    def make(dtype):
-        torch.manual_seed(0)
-        critic = bent(kinds[dims](4, 8, 3, **options), CONVOLUTIONS[dims](8, 2, 1, bias=False)).float().to(dtype)
-        return critic, list(critic.parameters())
+    check_in_float32(dims, kinds, {"kernel_size": 3, **options}, (4, 4, *[15, 8, 5][:dims]))
 
-    agree_low(make, points(4, 4, *[15, 8, 5][:dims]), torch.float32, draws=8)
+
+def test_a_weight_of_few_channels_after_a_transposed_convolution_by_one_thread(one_thread):
+    check_in_float32(2, TRANSPOSED, {"kernel_size": 3, "stride": 3}, (4, 4, 15, 8))
+
+
+# Channels, kernel, options, sizes.
+MANY_PIXELS = {
+    "of one pixel": ((3, 32), 1, {}, (1, 3, 64, 64)),
+    "of one pixel, padded": ((3, 32), 1, {"padding": 1}, (1, 3, 64, 64)),
+    "of one pixel, strided": ((3, 16), 1, {"stride": 2}, (4, 3, 64, 64)),  # beyond oneDNN's memory in channels_last
+    "of one pixel, to few": ((32, 3), 1, {"stride": 2}, (2, 32, 63, 64)),
+    "1d, strided": ((3, 16), 1, {"stride": 2}, (8, 3, 2048)),
+    "1d, dilated": ((8, 12), 3, {"dilation": 2, "padding": 1}, (16, 8, 512)),
+    "dilated": ((8, 4), 3, {"dilation": 2}, (8, 8, 32, 32)),
+    "groups": ((4, 20), 5, {"groups": 4, "stride": 2}, (8, 4, 64, 64)),
+    "depthwise": ((32, 32), 3, {"groups": 32, "padding": 1}, (4, 32, 32, 32)),
+    "3d": ((4, 16), 4, {"padding": 2}, (8, 4, 12, 12, 12)),
+}
+
+
+@pytest.mark.parametrize(("channels", "kernel", "options", "sizes"), MANY_PIXELS.values(), ids=MANY_PIXELS)
+@KINDS
+def test_few_samples_of_many_pixels(kinds, channels, kernel, options, sizes, one_thread):
+    """A gradient summed up one pixel after another would be further from float64 than eager's."""
+    check_in_float32(len(sizes) - 2, kinds, {"kernel_size": kernel, **options}, sizes, channels, draws=1)
 
 
 @DIMS
@@ -233,3 +277,65 @@ def test_a_weight_larger_than_its_values_in_float32(size, kernel, stride, paddin
         return critic, [w, b]
 
     agree_low(make, x, torch.float32)
+
+
+@pytest.fixture
+def no_onednn():
+    with as_on_a_gpu():
+        yield
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@KINDS
+@DIMS
+def test_every_kind_without_onednn(dims, kinds, options, no_onednn):
+    critic = bent(CONVOLUTIONS[dims](2, 4, 1), kinds[dims](4, 8, 3, **options), CONVOLUTIONS[dims](8, 2, 1))
+    done = check(critic, points(2, 2, *[7, 6, 5][:dims]))
+    assert any(bent for _, rule, _, bent in done if rule == "convolution")
+
+
+@pytest.mark.parametrize("frozen", [["weight"], ["bias"], ["weight", "bias"]], ids="+".join)
+@KINDS
+def test_frozen_without_onednn(kinds, frozen, no_onednn):
+    test_frozen(kinds, frozen)
+
+
+def test_a_shared_weight_without_onednn(no_onednn):
+    test_the_weight_is_shared()
+
+
+def test_a_loss_twice_without_onednn(no_onednn):
+    critic, x = bent(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3, stride=2)), points(2, 3, 8, 7)
+    parameters = list(critic.parameters())
+    once, twice = (tape_gradients(critic, x, parameters, cubic_loss, again=again)[1] for again in (False, True))
+    torch.testing.assert_close(twice, once)
+
+
+def launches(critic, *sizes):
+    x = torch.zeros(sizes)
+    return Counter(operator.name.removeprefix("aten.") for operator in count_step(critic, x, x + 1).operators)
+
+
+def three_layers(kinds):
+    layers = kinds[2](3, 8, 4, 2, 1), kinds[2](8, 8, 4, 2, 1), nn.Conv2d(8, 1, 4)
+    return nn.Sequential(*bent(*layers).float(), nn.Flatten(), nn.LazyLinear(1))
+
+
+@KINDS
+def test_a_gpu_is_asked_for_all_gradients_of_a_sweep_at_once(kinds):
+    critic = three_layers(kinds)
+    critic(torch.zeros(4, 3, 32, 32))
+    counted = launches(critic, 4, 3, 32, 32)
+    assert counted["convolution"] == 3 + 3  # values and adjoints
+    assert counted["convolution_backward"] == 3 + 2  # tangents, with gradients; second adjoints, with the rest of them
+    assert counted["add_"] == 2 and counted["sum"] == 0
+
+
+def test_only_the_gradient_of_a_very_large_weight_is_made_in_blocks_on_a_gpu():
+    def added(channels):
+        critic = nn.Sequential(nn.Conv2d(3, 1024, 1), nn.SiLU(), nn.Conv2d(1024, channels, 3), nn.SiLU(), nn.Flatten())
+        critic = nn.Sequential(critic, nn.Linear(channels, 1))
+        return launches(critic, 2, 3, 3, 3)["add_"]
+
+    assert added(1792) == 2  # 63 MiB, and the first layer's
+    assert added(1856) == 1 + 2

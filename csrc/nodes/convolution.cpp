@@ -24,8 +24,15 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
+// Where oneDNN does not serve, a block is launches, and only the workspace of cuDNN is saved, which its own limit bounds: worth it
+// where the weight itself is what memory is short of.
+constexpr int64_t kLaunchedBlock = 64 << 20;
+constexpr int64_t kFewChannels = 16, kManyPixels = 512;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
+
+// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each.
+bool launched(const Tensor& weight) { return !weight.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
 
 // oneDNN computes in channels_last, or in blocks, and reorders what comes otherwise before and after every call. Values that are
 // channels_last already are spared that (up to half of a call), but then the weight is reordered slowly, in every call: it pays
@@ -33,8 +40,7 @@ enum class Layout { as_it_comes, contiguous, channels_last };
 // kernels) the layout is left alone.
 Layout layout_for(const Tensor& weight, int64_t elements_of_input, int64_t elements_of_output) {
   const auto dtype = weight.scalar_type();
-  const bool onednn = weight.is_cpu() && at::hasMKLDNN() && at::globalContext().userEnabledMkldnn();
-  if (!onednn || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
+  if (launched(weight) || !at::hasMKLDNN() || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
   const auto format = weight.suggest_memory_format();
   if (format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d) return Layout::channels_last;
   return elements_of_input + elements_of_output >= 4 * weight.numel() ? Layout::channels_last : Layout::contiguous;
@@ -57,6 +63,17 @@ Tensor channels_last(const Tensor& z) {
   return at::as_strided(out, out.sizes(), strides);
 }
 
+// For ATen, which asks the strides of one channel or one pixel too.
+Tensor contiguous(const Tensor& z) {
+  Sizes strides(z.dim(), 1);
+  for (int64_t d = z.dim() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(z.size(d), 1);
+  return at::as_strided(relaid(z, contiguous_order(z.dim())), z.sizes(), strides);
+}
+
+// How the gradient of a weight is summed up. oneDNN's kernels for values that are channels_last and weights of few channels add
+// one pixel after another, where those for contiguous ones add parts.
+enum class Summed { as_it_comes, contiguous, over_pixels };
+
 class Convolution final : public Rule {
  public:
   Convolution(Place place, Tensor input, Tensor weight, ConvolutionOptions options)
@@ -74,6 +91,7 @@ class Convolution final : public Rule {
     layout_ = layout_for(weight_, elements_, values[0].numel());
     large_weight_ = layout_ == Layout::contiguous && elements_ + values[0].numel() <= weight_.numel();
     if (layout_ != Layout::as_it_comes && weight_.dim() == 3) add_height();
+    summed_ = how_summed(values[0]);
     Tensor a = arranged(std::move(values[0]));
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
@@ -88,6 +106,7 @@ class Convolution final : public Rule {
     t = arranged(std::move(t));
     const auto& o = options_;
     Values out(1);
+    if (tangent_and_gradient(t, out[0])) return out;
     // Gradient and convolution both take memory of the weight's size while they run: where second adjoints will come, and more is
     // held, the gradient, which stays, comes last; else it comes before the result is there as well.
     if (!place.bent) begin_gradient(t);
@@ -102,11 +121,11 @@ class Convolution final : public Rule {
     if (!gradient.defined() && place.wanted(1)) gradient = as_it_is_made(std::move(onto[1]));
     if (values[0].defined()) {
       const Tensor b = arranged(std::move(values[0]));
-      // oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
-      const bool apart = b.is_cpu() || !place.wanted(1);
+      // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
+      const bool apart = !launched(weight_) || !place.wanted(1);
       if (place.wanted(1)) {
         const Tensor h = take(input_);
-        if (gradient_by_convolution(b) || adds_in_blocks(gradient)) {
+        if (summed_ != Summed::as_it_comes || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
           if (place.wanted(0)) below = data_gradient(b);
           add_weight_gradient(gradient, b, h);
         } else {
@@ -157,13 +176,31 @@ class Convolution final : public Rule {
     return in_layout_of(gradient, weight);
   }
 
-  // The convolution the other way. What the stride cut off at the end is its output padding.
-  Tensor data_gradient(const Tensor& z) const {
+  // What the stride cut off at the end, which is the output padding of the convolution the other way.
+  Ints cut_off() const {
     const auto& o = options_;
     Ints cut(o.stride.size(), 0);
     for (size_t d = 0; !o.transposed && d < cut.size(); ++d)
       cut[d] = (sizes_[d + 2] + 2 * o.padding[d] - o.dilation[d] * (weight_.size(d + 2) - 1) - 1) % o.stride[d];
-    return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut, o.groups);
+    return cut;
+  }
+
+  Tensor data_gradient(const Tensor& z) const {
+    const auto& o = options_;
+    return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(), o.groups);
+  }
+
+  // The tangent is the data gradient of the convolution the other way, whose weight gradient is ours: both in one call.
+  bool tangent_and_gradient(const Tensor& t, Tensor& tangent) {
+    if (!launched(weight_) || !place.tangent || !place.wanted(1) || options_.groups != 1 || adds_in_blocks(onto[1])) return false;
+    const auto& o = options_;
+    Tensor more;
+    std::tie(tangent, more, std::ignore) =
+        at::convolution_backward(t, take(adjoint_), weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
+                                 o.groups, {true, true, false});
+    gradient_ = std::move(onto[1]);
+    accumulate(gradient_, std::move(more));
+    return true;
   }
 
   void begin_gradient(const Tensor& t) {
@@ -174,6 +211,33 @@ class Convolution final : public Rule {
 
   // A gradient of the weight that came from elsewhere.
   Tensor as_it_is_made(Tensor gradient) const { return flat_ && gradient.defined() ? gradient.unsqueeze(2) : gradient; }
+
+  // Beside the sums, a kernel of one pixel: of fewer than 16 channels and with a stride, oneDNN's gradient in channels_last writes
+  // beyond its own memory.
+  Summed how_summed(const Tensor& z) const {
+    if (layout_ == Layout::as_it_comes || weight_.scalar_type() != at::kFloat) return Summed::as_it_comes;
+    const auto& o = options_;
+    const auto all = [](const Ints& values, int64_t one) {
+      return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
+    };
+    const int64_t inputs = weight_.size(1), outputs = weight_.size(0) / o.groups;
+    if (weight_.numel() == weight_.size(0) * inputs) {
+      if (std::min(inputs, outputs) >= kFewChannels) return Summed::as_it_comes;
+      return o.groups == 1 && all(o.padding, 0) ? Summed::over_pixels : Summed::contiguous;
+    }
+    const int64_t pixels = o.transposed ? elements_ / sizes_[1] : z.numel() / z.size(1);
+    const bool own_kernel = (inputs == 1 && outputs == 1) || (inputs % 8 == 0 && outputs % 8 == 0);  // for groups, in either layout
+    const bool general = (o.groups > 1 && !own_kernel) || !all(o.dilation, 1) || weight_.dim() == 5;
+    const bool poor = layout_ == Layout::channels_last && general && inputs < kFewChannels && pixels >= kManyPixels;
+    return poor ? Summed::contiguous : Summed::as_it_comes;
+  }
+
+  Tensor gradient_over_pixels(const Tensor& z, const Tensor& h) const {
+    Tensor seen = options_.transposed ? z : h;
+    for (size_t d = 0; d < options_.stride.size(); ++d)
+      if (options_.stride[d] > 1) seen = seen.slice(d + 2, {}, {}, options_.stride[d]);
+    return sum_over_pixels(options_.transposed ? h : z, seen).view(weight_.sizes());
+  }
 
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
   // convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint, dilated by the stride.
@@ -186,11 +250,12 @@ class Convolution final : public Rule {
 
   // Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
   int64_t blocks(const Tensor& gradient) const {
-    const int64_t bytes = static_cast<int64_t>(weight_.nbytes()), block = place.bent || gradient.defined() ? kSmallBlock : kBlock;
+    const int64_t bytes = static_cast<int64_t>(weight_.nbytes());
+    const int64_t block = launched(weight_) ? kLaunchedBlock : place.bent || gradient.defined() ? kSmallBlock : kBlock;
     return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
   }
   bool adds_in_blocks(const Tensor& gradient) const {
-    return weight_.is_cpu() && ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
+    return ours(gradient) && options_.groups == 1 && !options_.transposed && blocks(gradient) > 1;
   }
   template <typename F>
   static void for_each_block(int64_t length, int64_t blocks, const F& work) {
@@ -200,6 +265,9 @@ class Convolution final : public Rule {
 
   // gradient += that of (z, h), a part of a large weight's at a time, so that what it is made in takes less memory than the weight.
   void add_weight_gradient(Tensor& gradient, const Tensor& z, const Tensor& h) const {
+    if (summed_ == Summed::over_pixels) return accumulate(gradient, gradient_over_pixels(z, h));
+    if (summed_ == Summed::contiguous)
+      return accumulate(gradient, std::get<1>(backward(contiguous(z), contiguous(h), contiguous(weight_), {false, true, false})));
     if (gradient_by_convolution(z)) return add_by_convolution(gradient, z, h);
     if (!adds_in_blocks(gradient)) return accumulate(gradient, std::get<1>(backward(z, h, weight_, {false, true, false})));
     for_each_block(weight_.size(0), blocks(gradient), [&](int64_t first, int64_t n) {
@@ -245,6 +313,7 @@ class Convolution final : public Rule {
   int64_t elements_;
   bool reads_input_;
   Layout layout_ = Layout::as_it_comes;
+  Summed summed_ = Summed::as_it_comes;
   bool large_weight_ = false;
   bool flat_ = false;
 };

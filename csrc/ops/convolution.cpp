@@ -3,6 +3,8 @@
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/bmm.h>
+#include <ATen/ops/mm.h>
 #include <torch/library.h>
 
 namespace gpfast {
@@ -46,6 +48,18 @@ void turn_kernel(const at::Tensor& into, const at::Tensor& found, int64_t first,
                              .findSchemaOrThrow("gpfast::turn_kernel_", "")
                              .typed<void(at::Tensor&, const at::Tensor&, int64_t, bool)>();
   op.call(const_cast<at::Tensor&>(into), found, first, adds);
+}
+
+at::Tensor sum_over_pixels(const at::Tensor& of, const at::Tensor& by) {
+  // Long enough for the product to be worth its call, short enough that a sum one by one loses nothing.
+  constexpr int64_t kBlock = 128;
+  const auto left = of.movedim(1, -1).reshape({-1, of.size(1)}), right = by.movedim(1, -1).reshape({-1, by.size(1)});
+  const int64_t pixels = left.size(0), blocks = pixels / kBlock, rest = pixels - blocks * kBlock;
+  if (blocks == 0) return at::mm(left.t(), right);
+  const auto in_blocks = [&](const at::Tensor& z) { return z.narrow(0, 0, blocks * kBlock).view({blocks, kBlock, z.size(1)}); };
+  auto sum = at::bmm(in_blocks(left).transpose(1, 2), in_blocks(right)).sum(0);
+  if (rest > 0) sum.addmm_(left.narrow(0, pixels - rest, rest).t(), right.narrow(0, pixels - rest, rest));
+  return sum;
 }
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) { m.def("turn_kernel_(Tensor(a!) into, Tensor found, int first, bool adds) -> ()"); }

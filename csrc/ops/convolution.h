@@ -8,4 +8,8 @@ namespace gpfast {
 // added to what is there.
 void turn_kernel(const at::Tensor& into, const at::Tensor& found, int64_t first, bool adds);
 
+// of: (n, outputs, ...), by: (n, inputs, ...), of the same pixels. (outputs, inputs): the sum over all of them, a matrix product
+// for some of them at a time, whose results are then added up pairwise. Fastest where both are channels_last.
+at::Tensor sum_over_pixels(const at::Tensor& of, const at::Tensor& by);
+
 }  // namespace gpfast
