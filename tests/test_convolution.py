@@ -227,7 +227,7 @@ MANY_PIXELS = {
     "dilated": ((8, 4), 3, {"dilation": 2}, (8, 8, 32, 32)),
     "groups": ((4, 20), 5, {"groups": 4, "stride": 2}, (8, 4, 64, 64)),
     "depthwise": ((32, 32), 3, {"groups": 32, "padding": 1}, (4, 32, 32, 32)),
-    "3d": ((4, 16), 4, {"padding": 2}, (8, 4, 12, 12, 12)),
+    "3d, of one pixel": ((3, 16), 1, {"stride": 2}, (4, 3, 16, 16, 16)),
 }
 
 

@@ -227,7 +227,7 @@ class Convolution final : public Rule {
     }
     const int64_t pixels = o.transposed ? elements_ / sizes_[1] : z.numel() / z.size(1);
     const bool own_kernel = (inputs == 1 && outputs == 1) || (inputs % 8 == 0 && outputs % 8 == 0);  // for groups, in either layout
-    const bool general = (o.groups > 1 && !own_kernel) || !all(o.dilation, 1) || weight_.dim() == 5;
+    const bool general = (o.groups > 1 && !own_kernel) || !all(o.dilation, 1);
     const bool poor = layout_ == Layout::channels_last && general && inputs < kFewChannels && pixels >= kManyPixels;
     return poor ? Summed::contiguous : Summed::as_it_comes;
   }
