@@ -68,10 +68,18 @@ class Rule {
 
   // A rule that does nothing but gate what passes, in tangent and in second, leaves that to the rule of the operation below, whose
   // values lie in `order` in memory: that one gates what its tangent returns and what its second is given. No bits where it does
-  // not. borrow: called from the scores down before the sweeps that finish, where `above` is of the only operation that reads the
-  // output.
+  // not. borrow: called from the scores down before the sweeps that finish.
   virtual GateOfBits lend(const Order& /*order*/) { return {}; }
-  virtual void borrow(Rule& /*above*/) {}
+  virtual void borrow() {}
+
+  // What adjoint returned for the only live input, made anew: rules below need not hold it. Until the rule's tangent has run, and
+  // where repeats_adjoint, asked after adjoint.
+  virtual bool repeats_adjoint() const { return false; }
+  virtual at::Tensor adjoint_again() const { return {}; }
+
+  // The rule of the only operation that reads the output; null where several do. Set by the sweeps before adjoint, for what then
+  // arrives, and again before borrow.
+  Rule* reader = nullptr;
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
   // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and

@@ -186,6 +186,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     } else {
       Plain plain;
       offer_adjoints(step);
+      step.rule->reader = reader(step);
       out = step.rule->adjoint(std::move(step.a));
     }
     step.a.clear();
@@ -195,6 +196,8 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   watched_.describe(steps);
   return gradients;
 }
+
+Rule* Tape::reader(const Step& step) const { return step.reader >= 0 ? plan_.steps[step.reader].rule.get() : nullptr; }
 
 // A rule may add to what is there already. What it leaves is put back before its own values arrive.
 void Tape::offer_adjoints(Step& step) {
@@ -301,9 +304,11 @@ variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable
   Outside outside;
   versions_.check();
   for (auto step = plan_.steps.rbegin(); step != plan_.steps.rend(); ++step) {
-    if (step->rule) step->rule->keep = keep;
     if (step->runs_second) step->b = Values(step->place.outputs);
-    if (step->rule && step->reader >= 0 && plan_.steps[step->reader].rule) step->rule->borrow(*plan_.steps[step->reader].rule);
+    if (!step->rule) continue;
+    step->rule->keep = keep;
+    step->rule->reader = reader(*step);
+    step->rule->borrow();
   }
   finished_ = !keep;
   if (plan_.half) scale_tangents(v, b);

@@ -24,6 +24,7 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
+constexpr int64_t kRepeated = 256 << 10;
 // Where oneDNN does not serve, a block is launches, and only the workspace of cuDNN is saved, which its own limit bounds: worth it
 // where the weight itself is what memory is short of.
 constexpr int64_t kLaunchedBlock = 64 << 20;
@@ -96,7 +97,8 @@ class Convolution final : public Rule {
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
     input_ = needs_input() ? saved(input_) : Tensor();
-    if (place.wanted(1)) adjoint_ = std::move(a);
+    repeats_ = place.wanted(1) && is_large(a) && reader && reader->repeats_adjoint() ? reader : nullptr;
+    if (place.wanted(1) && !repeats_) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
   }
 
@@ -169,6 +171,10 @@ class Convolution final : public Rule {
     return arranged(relaid_saved(h, layout_ == Layout::contiguous ? contiguous_order(dims) : channels_last_order(dims)));
   }
 
+  // Worth the passes over memory that it takes to make it again.
+  bool is_large(const Tensor& a) const { return static_cast<int64_t>(a.nbytes()) >= (launched(weight_) ? kLaunchedBlock : kRepeated); }
+  Tensor adjoint_here() { return repeats_ ? arranged(repeats_->adjoint_again()) : take(adjoint_); }
+
   // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.
   Tensor as_the_weight(Tensor gradient) const {
     const Tensor weight = plain(weight_);
@@ -196,7 +202,7 @@ class Convolution final : public Rule {
     const auto& o = options_;
     Tensor more;
     std::tie(tangent, more, std::ignore) =
-        at::convolution_backward(t, take(adjoint_), weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
+        at::convolution_backward(t, adjoint_here(), weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
                                  o.groups, {true, true, false});
     gradient_ = std::move(onto[1]);
     accumulate(gradient_, std::move(more));
@@ -206,7 +212,7 @@ class Convolution final : public Rule {
   void begin_gradient(const Tensor& t) {
     if (!place.wanted(1)) return;
     gradient_ = as_it_is_made(std::move(onto[1]));
-    add_weight_gradient(gradient_, take(adjoint_), t);
+    add_weight_gradient(gradient_, adjoint_here(), t);
   }
 
   // A gradient of the weight that came from elsewhere.
@@ -310,6 +316,7 @@ class Convolution final : public Rule {
   Tensor gradient_;  // of the weight, as far as (a, t) give it
   ConvolutionOptions options_;
   Sizes sizes_;  // of the input
+  Rule* repeats_ = nullptr;  // the adjoint, in the tangent
   int64_t elements_;
   bool reads_input_;
   Layout layout_ = Layout::as_it_comes;

@@ -82,7 +82,14 @@ class Normalize : public Rule {
     return out;
   }
 
-  void borrow(Rule& above) override { gate_ = above.lend(order_); }
+  void borrow() override { gate_ = reader ? reader->lend(order_) : GateOfBits{}; }
+
+  bool repeats_adjoint() const override { return a_.defined(); }
+  Tensor adjoint_again() const override {
+    const Tensor out = at::empty_like(a_);
+    normalize_adjoint(out, a_, {}, norm(), {}, block_, false, false, {});
+    return out;
+  }
 
   int64_t kept() const override {
     return bytes_of({held_.input, held_.mean, held_.rstd, held_.weight, a_, bent_, of_weight_});

@@ -71,22 +71,27 @@ std::unique_ptr<Rule> part(const Place& place, const char* name, Back back, Fort
 
 Sizes output_sizes(const Place& place) { return sizes_of(place.node->input_metadata(0)); }
 
-// What lies in one piece in order is the same memory on either side: a gate above may be lent to what is below.
+// What lies in one piece in order is the same memory on either side: a gate above may be lent to what is below, and an adjoint from
+// above repeated.
 class Reshape final : public Rule {
  public:
   explicit Reshape(const Place& place) : Rule(place), in_(place.sizes(0)), out_(output_sizes(place)) {}
 
   const char* name() const override { return "view"; }
-  Values adjoint(Values a) override { return as(in_, std::move(a)); }
+  Values adjoint(Values a) override {
+    above_ = reader;
+    return as(in_, std::move(a));
+  }
   Values tangent(Values t) override { return place.tangent ? as(out_, std::move(t)) : Values(1); }
   Values second(Values b) override { return place.wanted(0) ? as(in_, std::move(b)) : Values(1); }
   int64_t kept() const override { return 0; }
 
-  void borrow(Rule& above) override { above_ = &above; }
   GateOfBits lend(const Order& order) override {
-    const bool whole = above_ && order == contiguous_order(static_cast<int64_t>(in_.size()));
-    return whole ? above_->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
+    const bool whole = reader && order == contiguous_order(static_cast<int64_t>(in_.size()));
+    return whole ? reader->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
   }
+  bool repeats_adjoint() const override { return above_ && above_->repeats_adjoint(); }
+  Tensor adjoint_again() const override { return reshaped(above_->adjoint_again(), in_); }
 
  private:
   static Values as(const Sizes& sizes, Values values) {
@@ -95,7 +100,7 @@ class Reshape final : public Rule {
   }
 
   const Sizes in_, out_;
-  Rule* above_ = nullptr;
+  Rule* above_ = nullptr;  // the reader while adjoints arrived
 };
 
 int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
