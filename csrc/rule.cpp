@@ -1,5 +1,6 @@
 #include "rule.h"
 
+#include <ATen/Context.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty_like.h>
@@ -31,6 +32,14 @@ bool Place::only(unsigned mask) const {
     if (inputs[i].live != static_cast<bool>(mask >> i & 1u)) return false;
   return true;
 }
+
+bool Rule::repeated_above(const at::Tensor& adjoint) const {
+  constexpr int64_t kWorthPasses = 256 << 10;
+  const auto least = launched(adjoint) ? kWorthALaunch : kWorthPasses;
+  return reader && static_cast<int64_t>(adjoint.nbytes()) >= least && reader->repeats_adjoint();
+}
+
+bool launched(const at::Tensor& tensor) { return !tensor.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
 
 Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }
 

@@ -90,6 +90,9 @@ class Rule {
   bool keep = false;
 
  protected:
+  // The reader makes an adjoint of this size again: the passes over memory that it takes are worth what need not be held.
+  bool repeated_above(const at::Tensor& adjoint) const;
+
   // The tensor, which is let go of unless the sweeps run again.
   at::Tensor take(at::Tensor& held) const { return keep ? held : std::move(held); }
 
@@ -103,6 +106,10 @@ bool ours(const at::Tensor& tensor);
 at::Tensor transposed(const at::Tensor& matrix);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
+// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each. There, what saves memory
+// but costs a launch is done for so many bytes: where the tensor itself is what memory is short of.
+bool launched(const at::Tensor& tensor);
+constexpr int64_t kWorthALaunch = 64 << 20;
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
 // In the dense layout of `like`, which has the same sizes: no copy where it is already.

@@ -9,6 +9,7 @@ from tape_checks import agree, agree_low, autograd_gradients, cubic_loss, penalt
 from torch import nn
 from torch.nn.utils import parametrizations
 
+import gpfast
 from gpfast.operators import as_on_a_gpu, count_step
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -339,3 +340,63 @@ def test_only_the_gradient_of_a_very_large_weight_is_made_in_blocks_on_a_gpu():
 
     assert added(1792) == 2  # 63 MiB, and the first layer's
     assert added(1856) == 1 + 2
+
+
+def held(function, x):
+    """The bytes that each convolution holds after the adjoint sweep, from the scores down."""
+    steps = []
+
+    def loss(y, g):
+        steps.extend(line.split("\t") for line in torch.ops.gpfast.describe(g))
+        return g.square().sum()
+
+    gpfast.input_gradient_loss(function, x, loss, engine="tape")
+    return [int(kept) for _, rule, *_, kept in steps if rule == "convolution"]
+
+
+READERS = {
+    "layer norm": nn.LayerNorm((8, 48, 48)),
+    "instance norm": nn.InstanceNorm2d(8, affine=True),
+    "norm and activation": nn.Sequential(nn.GroupNorm(2, 8), nn.Tanh()),
+    "activation": nn.Softplus(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_adjoint_that_the_reader_makes_again_is_not_held(name):
+    """Above a size, and only where nobody else reads the result."""
+    torch.manual_seed(0)
+    below, reader, above = nn.Conv2d(2, 8, 3, padding=1).double(), READERS[name].double(), nn.Conv2d(8, 2, 3).double()
+    parameters = [*below.parameters(), *reader.parameters(), *above.parameters()]
+    x = torch.randn(2, 2, 48, 48, dtype=torch.float64)
+
+    def alone(x):
+        return above(reader(below(x))).sin()
+
+    def shared(x):
+        y = below(x)
+        return above(reader(y) + 0.1 * y).sin()
+
+    for function in (alone, shared):
+        agree(function, x, parameters, rule="convolution")
+        agree(lambda x, function=function: function(x.tanh()), x, parameters, rule="convolution")
+    values = 2 * 8 * 48 * 48 * 8
+    assert [held(function, x)[-1] >= values for function in (alone, shared)] == [False, True]
+    if name != "layer norm":
+        small = x[..., :8, :8].clone()
+        assert held(alone, small)[-1] >= values // 36, "a small one is held"
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_an_adjoint_is_made_again_in_every_run(name):
+    torch.manual_seed(0)
+    below, reader, above = nn.Conv2d(2, 8, 3, padding=1).double(), READERS[name].double(), nn.Conv2d(8, 2, 3).double()
+    critic = nn.Sequential(below, reader, above)
+    x = torch.randn(2, 2, 48, 48, dtype=torch.float64)
+    expected = gpfast.gradient_penalty(critic, x, x + 1, alpha=0.5, reduction="none", engine="autograd")
+    found = gpfast.gradient_penalty(critic, x, x + 1, alpha=0.5, reduction="none", engine="tape")
+    for weights in torch.tensor([[1.0, 2.0], [-1.0, 0.5]], dtype=torch.float64):
+        wanted = torch.autograd.grad(expected, list(critic.parameters()), weights, retain_graph=True, allow_unused=True)
+        mine = torch.autograd.grad(found, list(critic.parameters()), weights, retain_graph=True)
+        for a, b in zip(mine, wanted, strict=True):
+            torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-9, atol=1e-9)

@@ -15,6 +15,8 @@ class ActivationRule : public Rule {
   const char* name() const override { return "activation"; }
   bool bends() const override { return true; }
   int64_t kept() const override { return bytes_of({saved_, a_, bend_}); }
+  bool repeats_adjoint() const override { return a_.defined(); }
+  Tensor adjoint_again() const override { return slope(a_, saved_, curve_, /*in_place=*/false); }
 
   Values adjoint(Values a) override {
     Tensor z = dense(std::move(a[0]), saved_);

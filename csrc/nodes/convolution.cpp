@@ -2,7 +2,6 @@
 //   g_w = weight gradient of (a, t) + of (b, h)        g_c = sum b
 #include "nodes/convolution.h"
 
-#include <ATen/Context.h>
 #include <ATen/ops/as_strided.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
@@ -24,16 +23,9 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
-constexpr int64_t kRepeated = 256 << 10;
-// Where oneDNN does not serve, a block is launches, and only the workspace of cuDNN is saved, which its own limit bounds: worth it
-// where the weight itself is what memory is short of.
-constexpr int64_t kLaunchedBlock = 64 << 20;
 constexpr int64_t kFewChannels = 16, kManyPixels = 512;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
-
-// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each.
-bool launched(const Tensor& weight) { return !weight.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
 
 // oneDNN computes in channels_last, or in blocks, and reorders what comes otherwise before and after every call. Values that are
 // channels_last already are spared that (up to half of a call), but then the weight is reordered slowly, in every call: it pays
@@ -97,7 +89,7 @@ class Convolution final : public Rule {
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
     input_ = needs_input() ? saved(input_) : Tensor();
-    repeats_ = place.wanted(1) && is_large(a) && reader && reader->repeats_adjoint() ? reader : nullptr;
+    repeats_ = place.wanted(1) && repeated_above(a) ? reader : nullptr;
     if (place.wanted(1) && !repeats_) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
   }
@@ -171,8 +163,6 @@ class Convolution final : public Rule {
     return arranged(relaid_saved(h, layout_ == Layout::contiguous ? contiguous_order(dims) : channels_last_order(dims)));
   }
 
-  // Worth the passes over memory that it takes to make it again.
-  bool is_large(const Tensor& a) const { return static_cast<int64_t>(a.nbytes()) >= (launched(weight_) ? kLaunchedBlock : kRepeated); }
   Tensor adjoint_here() { return repeats_ ? arranged(repeats_->adjoint_again()) : take(adjoint_); }
 
   // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.
@@ -257,7 +247,7 @@ class Convolution final : public Rule {
   // Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
   int64_t blocks(const Tensor& gradient) const {
     const int64_t bytes = static_cast<int64_t>(weight_.nbytes());
-    const int64_t block = launched(weight_) ? kLaunchedBlock : place.bent || gradient.defined() ? kSmallBlock : kBlock;
+    const int64_t block = launched(weight_) ? kWorthALaunch : place.bent || gradient.defined() ? kSmallBlock : kBlock;
     return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
   }
   bool adds_in_blocks(const Tensor& gradient) const {
@@ -316,7 +306,7 @@ class Convolution final : public Rule {
   Tensor gradient_;  // of the weight, as far as (a, t) give it
   ConvolutionOptions options_;
   Sizes sizes_;  // of the input
-  Rule* repeats_ = nullptr;  // the adjoint, in the tangent
+  Rule* repeats_ = nullptr;  // the adjoint
   int64_t elements_;
   bool reads_input_;
   Layout layout_ = Layout::as_it_comes;

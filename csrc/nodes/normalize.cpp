@@ -44,17 +44,22 @@ class Normalize : public Rule {
     settle(a);
     const auto tensors = norm();
     const bool bends = place.wanted(kInput), later = bends || wants(place, kWeight);
-    if (later) a_ = a;
-    out[kInput] = !later && ours(a) ? a : at::empty_like(a);
+    repeats_ = later && repeated_above(a) ? reader : nullptr;
+    if (later && !repeats_) a_ = a;
+    out[kInput] = ours(a) ? a : at::empty_like(a);
     normalize_adjoint(out[kInput], a, {}, tensors, {}, block_, false, false, {});
     return out;
   }
 
   Values tangent(Values values) override {
     Values out(place.outputs);
-    Tensor t = std::move(values[kInput]), a = take(a_);
-    if (!t.defined()) return out;
+    Tensor t = std::move(values[kInput]), a;
+    if (!t.defined()) {
+      take(a_);
+      return out;
+    }
     t = relaid(t, order_);
+    if (place.wanted(kInput) || wants(place, kWeight)) a = adjoint_here();
     const bool bends = a.defined() && place.wanted(kInput), weighs = a.defined() && wants(place, kWeight);
     if (place.tangent) out[0] = ours(t) ? t : at::empty_like(t);
     if (bends) bent_ = ours(a) ? a : at::empty_like(a);
@@ -84,10 +89,10 @@ class Normalize : public Rule {
 
   void borrow() override { gate_ = reader ? reader->lend(order_) : GateOfBits{}; }
 
-  bool repeats_adjoint() const override { return a_.defined(); }
+  bool repeats_adjoint() const override { return a_.defined() || repeats_; }
   Tensor adjoint_again() const override {
-    const Tensor out = at::empty_like(a_);
-    normalize_adjoint(out, a_, {}, norm(), {}, block_, false, false, {});
+    const Tensor a = repeats_ ? relaid(repeats_->adjoint_again(), order_) : a_, out = ours(a) ? a : at::empty_like(a);
+    normalize_adjoint(out, a, {}, norm(), {}, block_, false, false, {});
     return out;
   }
 
@@ -113,13 +118,15 @@ class Normalize : public Rule {
     block_ = block();
     if (held_.weight.defined()) held_.weight = flattened(held_.weight);
   }
+  Tensor adjoint_here() { return repeats_ ? relaid(repeats_->adjoint_again(), order_) : take(a_); }
   NormTensors norm() const { return {held_.input, held_.mean, held_.rstd, held_.weight}; }
   Tensor as_parameter(const Tensor& gradient, size_t i) const {
     return gradient.defined() ? unflattened(gradient, place.sizes(i)).to(place.dtype(i)) : gradient;
   }
 
   NormBlock block_;
-  GateOfBits gate_;  // that follows
+  GateOfBits gate_;           // that follows
+  Rule* repeats_ = nullptr;  // the adjoint
   Tensor a_, bent_, of_weight_;
 };
 

@@ -174,8 +174,7 @@ SharedCopies::~SharedCopies() { shared_copies = outer_; }
 at::Tensor relaid_saved(const at::Tensor& tensor, at::IntArrayRef order) {
   // A view that is negated lazily lies where its base lies, and has other values.
   const bool apart = !tensor.defined() || !tensor.has_storage() || tensor.is_neg();
-  const bool alone = apart || !shared_copies || tensor.storage().use_count() == 1;
-  if (alone || is_dense_in(tensor, order)) return relaid(tensor, order);
+  if (apart || !shared_copies || is_dense_in(tensor, order)) return relaid(tensor, order);
   auto& copies = shared_copies->copies_;
   const auto gone = [](const auto& known) { return known.of.expired() || known.copy.expired(); };
   copies.erase(std::remove_if(copies.begin(), copies.end(), gone), copies.end());
@@ -188,6 +187,7 @@ at::Tensor relaid_saved(const at::Tensor& tensor, at::IntArrayRef order) {
     if (copy.scalar_type() == tensor.scalar_type() && is_dense_in(copy, order)) return copy;
   }
   auto copy = relaid(tensor, order);
+  if (tensor.storage().use_count() == 1) return copy;
   copies.push_back({storage, c10::weak_intrusive_ptr<c10::TensorImpl, c10::UndefinedTensorImpl>(copy.getIntrusivePtr()),
                     tensor.storage_offset(), c10::DimVector(tensor.sizes()), c10::DimVector(tensor.strides())});
   return copy;
