@@ -1,27 +1,12 @@
 // The CUDA kernels of the norms. A group that is one run of memory, and fits, is held in registers between its sums and its
 // lines: one pass (held). Any other takes two: sums of parts of it (run_sums, column_sums), what they make of the norm
 // (coefficients), its lines (write_runs, write_columns). Gradients of parameters are parts, which add_parts adds up.
-#include <algorithm>
-
 #include "ops/cuda_sums.h"
 #include "ops/normalize_pieces.h"
+#include "ops/normalize_plan.h"
 
 namespace gpfast {
 namespace {
-
-constexpr int kHeld = 4;          // vectors of each tensor that a thread holds
-constexpr int kBlocks = 512;      // that keep a GPU busy: parts are as few as that allows
-constexpr int kLeastVectors = 4;  // of a thread that makes a part of a sum
-constexpr int kMostVectors = 16;
-
-template <typename T>
-constexpr int64_t kMostHeld = int64_t{kThreads} * kHeld * kVector<T>;
-
-// Threads for a run: few, each with several vectors, but enough for the accesses of a warp to lie together.
-int lanes_of_run(int64_t n, int width) {
-  const int64_t vectors = parts_of(n, width);
-  return std::max(lanes_for(vectors, 8), lanes_for(parts_of(vectors, kHeld), kThreads));
-}
 
 __device__ __forceinline__ int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -146,12 +131,6 @@ __global__ void __launch_bounds__(kThreads) held(Call<T> call, Parts<Wide<T>> pa
   }
 }
 
-// How runs are shared out: each in `chunks` of `chunk` elements, each of `lanes` threads.
-struct Runs {
-  int64_t count, length, chunks, chunk;
-  int lanes;
-};
-
 // sums: (runs, chunks, kSums). Weights are in them where a run is a row, of several channels.
 // With room for three blocks the compiler does not spill registers to fit more.
 template <typename T, typename Form>
@@ -189,12 +168,6 @@ __global__ void __launch_bounds__(kThreads, 3) run_sums(Call<T> call, Wide<T>* s
   for (int k = 0; k < Form::kSums; ++k) sums[unit * Form::kSums + k] = own[k];
 }
 
-// How rows of channels are shared out: tiles of `columns` threads, with a vector each, times chunks of rows.
-struct Columns {
-  int64_t channels, tiles, chunks, chunk;
-  int columns;
-};
-
 // Pixels: the sums of each channel. sums: (samples, chunks, kSums, channels).
 template <typename T, typename Form>
 __global__ void __launch_bounds__(kThreads) column_sums(Call<T> call, Wide<T>* sums, Columns by) {
@@ -230,16 +203,10 @@ __global__ void __launch_bounds__(kThreads) column_sums(Call<T> call, Wide<T>* s
   }
 }
 
-// Where the sums of a group lie: `depth` channels of samples x chunks parts; the steps from one to the next.
-struct Sources {
-  int64_t depth, samples, chunks;
-  int64_t of_sample_of_groups, of_group, of_channel, of_sample, of_chunk, of_sum;
-  int lanes, channel_lanes;  // threads of a group; of them, those that are of different channels
-};
-
 // The coefficients of each group: made is (statistics, kCoefficients). Parts: (statistics, depth). Sums are added up in place.
 template <typename T, typename Form>
-__global__ void __launch_bounds__(kThreads) coefficients(Call<T> call, Wide<T>* sums, Wide<T>* made, Parts<Wide<T>> parts, Sources by) {
+__global__ void __launch_bounds__(kThreads) coefficients(Call<T> call, Wide<T>* sums, Wide<T>* made, Parts<Wide<T>> parts,
+                                                         Sources by) {
   using A = Wide<T>;
   const auto& b = call.block;
   const int thread = static_cast<int>(threadIdx.x), in_group = thread % by.lanes, members = by.lanes / by.channel_lanes;
@@ -393,41 +360,32 @@ __global__ void __launch_bounds__(kThreads) add_parts(Parameter<A> first, Parame
   to[channel] = already ? already[channel] + sum[0] : sum[0];
 }
 
-// The host's part: which kernels a call takes, with how many blocks, and where in the workspace they put what.
+// The kernels of a call, by its plan.
 template <typename T, typename Form>
-class Plan {
+class Norm {
  public:
   using A = Wide<T>;
-  static constexpr int kWidth = kVector<T>;
 
-  Plan(const NormCall& told, bool tangent) : told_(told), block_(simplest(told.block)) {
-    const auto& b = block_;
-    channels_ = b.groups * b.depth;
-    statistics_ = b.order == BlockOrder::batch ? b.groups : b.samples * b.groups;
-    numel_ = b.samples * channels_ * b.length;
-    parameters_ = (told.of_weight != nullptr) + (told.of_bias != nullptr);
-    rows_ = b.order == BlockOrder::pixels && b.length == 1;
-    const bool one_run = rows_ || b.order == BlockOrder::planes;
-    aligned_ = aligned(told.in, told.input, told.other, told.out, told.bent, told.weight);
-    held_ = one_run && b.depth * b.length <= kMostHeld<T> && (!parameters_ || (rows_ ? b.groups : b.depth) == 1);
-    call_ = {b, as<T>(told.in), as<T>(told.input), as<T>(told.other), as<T>(told.out), as<T>(told.bent), as<A>(told.mean),
-             as<A>(told.rstd), as<A>(told.weight), static_cast<const uint8_t*>(told.bits), static_cast<A>(told.slopes.on),
-             static_cast<A>(told.slopes.off), tangent, aligned_ && divisible()};
-    if (held_) plan_held();
-    else plan_split();
+  Norm(const NormCall& told, bool tangent) : told_(told), plan_(told, kVector<T>, Form::kSums, Form::kCoefficients) {
+    call_ = {plan_.block, as<T>(told.in), as<T>(told.input), as<T>(told.other), as<T>(told.out), as<T>(told.bent),
+             as<A>(told.mean), as<A>(told.rstd), as<A>(told.weight), static_cast<const uint8_t*>(told.bits),
+             static_cast<A>(told.slopes.on), static_cast<A>(told.slopes.off), tangent,
+             aligned(told.in, told.input, told.other, told.out, told.bent, told.weight)};
+    flat_ = call_;  // a vector of its own for each thread, wherever runs end
+    call_.wide = call_.wide && plan_.divisible();
   }
 
-  int64_t workspace() const { return sums_ + made_ + parameters_ * parts_ * channels_; }
+  int64_t workspace() const { return plan_.workspace(); }
 
   int run(void* stream) const {
     A* const sums = as<A>(told_.workspace);
-    A* const made = sums + sums_;
-    A* const first = made + made_;
-    A* const second = told_.of_weight ? first + parts_ * channels_ : first;
+    A* const made = sums + plan_.sums;
+    A* const first = made + plan_.made;
+    A* const second = told_.of_weight ? first + plan_.parts * plan_.channels : first;
     const Parts<A> parts{told_.of_weight ? first : nullptr, told_.of_bias ? second : nullptr};
     int error = cudaSuccess;
-    if (numel_ > 0) error = held_ ? run_held(parts, stream) : run_split(sums, made, parts, stream);
-    return error == cudaSuccess && parameters_ ? run_parts(parts, stream) : error;
+    if (plan_.numel > 0) error = plan_.held ? run_held(parts, stream) : run_passes(sums, made, parts, stream);
+    return error == cudaSuccess && plan_.parameters ? run_parts(parts, stream) : error;
   }
 
  private:
@@ -436,140 +394,62 @@ class Plan {
     return static_cast<To*>(const_cast<void*>(pointer));
   }
 
-  // The same block, told so that a run of one element never is one.
-  static NormBlock simplest(NormBlock b) {
-    if (b.order == BlockOrder::batch && b.length == 1) return {1, b.groups, 1, b.samples, BlockOrder::pixels};
-    if (b.order == BlockOrder::batch && b.samples == 1) return {1, b.groups, 1, b.length, BlockOrder::planes};
-    if (b.order == BlockOrder::planes && b.length == 1) return {b.samples, b.groups, b.depth, 1, BlockOrder::pixels};
-    return b;
-  }
-
-  // Whether what a thread begins with is a whole number of vectors from where its tensor begins.
-  bool divisible() const {
-    const auto& b = block_;
-    if (held_ || (rows_ && b.groups > 1)) return b.depth * b.length % kWidth == 0;
-    return b.order == BlockOrder::pixels ? channels_ % kWidth == 0 : b.length % kWidth == 0;
-  }
-
-  void plan_held() {
-    lanes_ = lanes_of_run(block_.depth * block_.length, kWidth);
-    held_blocks_ = std::min<int64_t>(parts_of(statistics_, kThreads / lanes_), parameters_ && rows_ ? kBlocks : INT32_MAX);
-    parts_ = rows_ ? held_blocks_ : block_.samples;
-  }
-
-  void plan_split() {
-    const auto& b = block_;
-    made_ = statistics_ * Form::kCoefficients;
-    columns_ = lanes_for(parts_of(channels_, kWidth), kThreads);
-    tiles_ = parts_of(channels_, int64_t{columns_} * kWidth);
-    const int64_t slots = kThreads / columns_;
-    parts_ = b.order == BlockOrder::batch ? 1 : b.samples;
-    if (rows_ || b.order != BlockOrder::pixels) {
-      runs_.length = rows_ ? b.depth : b.length;
-      runs_.count = numel_ ? numel_ / runs_.length : 0;
-      runs_.lanes = lanes_of_run(runs_.length, kWidth);
-      const int64_t vector = int64_t{runs_.lanes} * kWidth, wanted = parts_of(kBlocks, std::max<int64_t>(1, runs_.count));
-      const int64_t vectors = std::clamp<int64_t>(parts_of(runs_.length, vector * wanted), kLeastVectors, kMostVectors);
-      runs_.chunk = vector * vectors;
-      runs_.chunks = parts_of(runs_.length, runs_.chunk);
-      sums_ = runs_.count * runs_.chunks * Form::kSums;
-    } else {
-      const int64_t wanted = parts_of(kBlocks, std::max<int64_t>(1, b.samples * tiles_));
-      pixels_ = in_chunks(b.length, slots, wanted);
-      sums_ = b.samples * pixels_.chunks * Form::kSums * channels_;
-    }
-    if (b.order == BlockOrder::pixels) {
-      const int64_t all = b.samples * b.length;
-      lines_ = in_chunks(all, slots, rows_ && parameters_ ? parts_of(kBlocks, tiles_) : INT64_MAX);
-      if (rows_) parts_ = lines_.chunks;
-    }
-    plan_sources();
-  }
-
-  // `rows` of channels in at most `most` chunks, of a few rows a thread at least where there are enough.
-  Columns in_chunks(int64_t rows, int64_t slots, int64_t most) const {
-    const int64_t least = slots * (tiles_ * parts_of(rows, slots * kLeastVectors) >= kBlocks ? kLeastVectors : 1);
-    const int64_t chunk = std::max(least, parts_of(rows, most));
-    return {channels_, tiles_, parts_of(rows, chunk), chunk, columns_};
-  }
-
-  void plan_sources() {
-    const auto& b = block_;
-    if (b.order == BlockOrder::pixels && !rows_) {
-      const int64_t chunk = Form::kSums * channels_;
-      sources_ = {b.depth, 1, pixels_.chunks, pixels_.chunks * chunk, b.depth, 1, 0, chunk, channels_};
-    } else {
-      const int64_t run = runs_.chunks * Form::kSums, depth = rows_ ? 1 : b.depth;
-      const bool batch = b.order == BlockOrder::batch;
-      sources_ = {depth, batch ? b.samples : 1, runs_.chunks, batch ? 0 : b.groups * depth * run, depth * run, run,
-                  batch ? b.groups * run : 0, Form::kSums, 1};
-    }
-    const int64_t members = sources_.samples * sources_.chunks;
-    sources_.channel_lanes = lanes_for(sources_.depth, kThreads);
-    sources_.lanes = sources_.channel_lanes * lanes_for(parts_of(members, 4), kThreads / sources_.channel_lanes);
-  }
-
   int run_held(Parts<A> parts, void* stream) const {
-    return launch_blocks(parameters_ ? held<T, Form, true> : held<T, Form, false>, held_blocks_, stream, call_, parts, lanes_);
+    return launch_blocks(plan_.parameters ? held<T, Form, true> : held<T, Form, false>, plan_.blocks, stream, call_, parts,
+                         plan_.lanes);
   }
 
-  int run_split(A* sums, A* made, Parts<A> parts, void* stream) const {
-    const bool by_runs = rows_ || block_.order != BlockOrder::pixels;
-    int error;
-    if (by_runs)
-      error = launch_blocks(run_sums<T, Form>, parts_of(runs_.count * runs_.chunks, kThreads / runs_.lanes), stream, call_, sums,
-                            runs_);
-    else
-      error = launch_blocks(column_sums<T, Form>, block_.samples * pixels_.chunks * tiles_, stream, call_, sums, pixels_);
+  int run_passes(A* sums, A* made, Parts<A> parts, void* stream) const {
+    int error = run_sums_of_parts(sums, stream);
     if (error != cudaSuccess) return error;
-    error = launch_blocks(coefficients<T, Form>, parts_of(statistics_, kThreads / sources_.lanes), stream, call_, sums, made,
-                          rows_ ? Parts<A>{} : parts, sources_);
-    if (error != cudaSuccess || !(told_.out || told_.bent || (rows_ && parameters_))) return error;
-    if (block_.order != BlockOrder::pixels) {
-      auto call = call_;
-      call.wide = aligned_;  // wherever runs end
-      return launch(write_runs<T, Form>, numel_, kWidth, stream, call, made, numel_);
-    }
-    return launch_blocks(rows_ && parameters_ ? write_columns<T, Form, true> : write_columns<T, Form, false>,
-                         lines_.chunks * tiles_, stream, call_, made, parts, lines_);
+    error = launch_blocks(coefficients<T, Form>, parts_of(plan_.statistics, kThreads / plan_.sources.lanes), stream, call_, sums,
+                          made, plan_.rows ? Parts<A>{} : parts, plan_.sources);
+    const bool of_rows = plan_.rows && plan_.parameters;
+    if (error != cudaSuccess || !(told_.out || told_.bent || of_rows)) return error;
+    if (!plan_.rows && !plan_.pixels)
+      return launch(write_runs<T, Form>, plan_.numel, kVector<T>, stream, flat_, made, plan_.numel);
+    return launch_blocks(of_rows ? write_columns<T, Form, true> : write_columns<T, Form, false>,
+                         plan_.all.chunks * plan_.all.tiles, stream, call_, made, parts, plan_.all);
+  }
+
+  int run_sums_of_parts(A* sums, void* stream) const {
+    const Runs& runs = plan_.runs;
+    const Columns& by = plan_.of_sample;
+    if (plan_.pixels)
+      return launch_blocks(column_sums<T, Form>, plan_.block.samples * by.chunks * by.tiles, stream, call_, sums, by);
+    return launch_blocks(run_sums<T, Form>, parts_of(runs.count * runs.chunks, kThreads / runs.lanes), stream, call_, sums, runs);
   }
 
   int run_parts(Parts<A> parts, void* stream) const {
-    const int columns = lanes_for(channels_, parts_ > kBlocks ? 8 : kWarp);
-    const int64_t tiles = parts_of(channels_, columns);
+    const int columns = lanes_for(plan_.channels, plan_.parts > kBlocks ? 8 : kWarp);
+    const int64_t tiles = parts_of(plan_.channels, columns);
     const Parameter<A> weight{parts.of_weight, as<A>(told_.already), as<A>(told_.of_weight)};
     const Parameter<A> bias{parts.of_bias, nullptr, as<A>(told_.of_bias)};
-    return launch_blocks(add_parts<A>, parameters_ * tiles, stream, told_.of_weight ? weight : bias, bias, numel_ ? parts_ : 0,
-                         channels_, tiles, columns);
+    return launch_blocks(add_parts<A>, plan_.parameters * tiles, stream, told_.of_weight ? weight : bias, bias,
+                         plan_.numel ? plan_.parts : 0, plan_.channels, tiles, columns);
   }
 
   const NormCall& told_;
-  const NormBlock block_;
-  Call<T> call_;
-  int64_t channels_, statistics_, numel_, parts_ = 0, sums_ = 0, made_ = 0, tiles_ = 0, held_blocks_ = 0;
-  int parameters_, lanes_ = 0, columns_ = 0;
-  bool rows_, held_, aligned_;
-  Runs runs_{};
-  Columns pixels_{}, lines_{};
-  Sources sources_{};
+  const NormPlan plan_;
+  Call<T> call_, flat_;
 };
 
-// Calls use(plan) with the kernels that a call takes.
+// Calls use(norm) with the norm of a call.
 template <typename F>
-int with_plan(Dtype dtype, const NormCall& call, bool tangent, const F& use) {
+int with_norm(Dtype dtype, const NormCall& call, bool tangent, const F& use) {
   return with_type(dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (tangent && call.other) return use(Plan<T, Bend<Wide<T>>>(call, true));
-    return use(Plan<T, Line<Wide<T>>>(call, tangent));
+    if (tangent && call.other) return use(Norm<T, Bend<Wide<T>>>(call, true));
+    return use(Norm<T, Line<Wide<T>>>(call, tangent));
   });
 }
 
 int run(Dtype dtype, const NormCall& call, bool tangent, void* stream) {
-  return with_plan(dtype, call, tangent, [&](const auto& plan) { return plan.run(stream); });
+  return with_norm(dtype, call, tangent, [&](const auto& norm) { return norm.run(stream); });
 }
 int workspace(Dtype dtype, const NormCall& call, bool tangent, int64_t* elements) {
-  return with_plan(dtype, call, tangent, [&](const auto& plan) {
-    *elements = plan.workspace();
+  return with_norm(dtype, call, tangent, [&](const auto& norm) {
+    *elements = norm.workspace();
     return cudaSuccess;
   });
 }

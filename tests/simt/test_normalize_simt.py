@@ -356,6 +356,16 @@ def test_bits_are_the_same_in_every_order_of_threads(library):
             assert all(torch.equal(one, other) for other in others)
 
 
+@pytest.mark.parametrize(
+    "shape", [Shape(PIXELS, 0, 1, 8, 1), Shape(PIXELS, 0, 2, 8, 3), Shape(BATCH, 0, 3, 1, 5)], ids=name_of
+)
+def test_no_samples(library, shape):
+    case = Case(shape, torch.float32)
+    _, of_weight, of_bias = case.adjoint(library, already=True)
+    assert torch.equal(of_weight, case.already) and not of_bias.any()
+    assert not case.tangent(library)[2].any()
+
+
 def test_more_rows_than_blocks_hold_at_once(library):
     """Blocks take a second row each, and add to the parts of the parameters' gradients that they hold."""
     case = Case(Shape(PIXELS, 16500, 1, 16, 1), torch.float64)
