@@ -41,8 +41,9 @@ struct Parts {
 
 // Rows, or planes: each group is one run, of `lanes` threads. Parts: (blocks, channels) for rows, of one group each;
 // (groups,) for planes, of one channel each.
+// With room for one block the compiler does not spill registers to fit more.
 template <typename T, typename Form, bool kParameters>
-__global__ void __launch_bounds__(kThreads) held(Call<T> call, Parts<Wide<T>> parts, int lanes) {
+__global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>> parts, int lanes) {
   using A = Wide<T>;
   constexpr int kWidth = kVector<T>;
   const auto& b = call.block;
@@ -289,23 +290,29 @@ __global__ void __launch_bounds__(kThreads) write_columns(Call<T> call, const Wi
   const int64_t begin = chunk * by.chunk, end = least(rows, begin + by.chunk);
   A of_weight[kParameters ? kWidth : 1] = {}, of_bias[kParameters ? kWidth : 1] = {}, weights[kWidth], mean[kWidth];
   typename Form::Of of[kWidth];
-  int64_t group[kWidth], next = 0;
+  const int64_t group = channel / b.depth;
+  int64_t next_sample = 0;
+  int beyond[kWidth];  // groups from the first element's to this one's
 #pragma unroll
-  for (int k = 0; k < kWidth; ++k) weights[k] = 1, group[k] = k < left ? (channel + k) / b.depth : 0;
+  for (int k = 0; k < kWidth; ++k) weights[k] = 1, beyond[k] = k < left ? static_cast<int>((channel + k) / b.depth - group) : 0;
   if (call.weight) read_weights(call.weight + channel, left, call.wide, weights);
   if (left > 0) {
-    for (int64_t row = begin + thread / by.columns; row < end; row += slots) {
-      if (row >= next) {
+    int64_t row = begin + thread / by.columns;
+    Piece<T, Form> coming;  // read before what comes before it is written
+    if (row < end) coming.read(call, row * by.channels + channel, left);
+    for (; row < end; row += slots) {
+      const Piece<T, Form> piece = coming;
+      if (row + slots < end) coming.read(call, (row + slots) * by.channels + channel, left);
+      if (row >= next_sample) {
         const int64_t sample = row / b.length;
-        next = (sample + 1) * b.length;
+        next_sample = (sample + 1) * b.length;
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {
-          of[k] = coefficients_at<A, Form>(made, sample * b.groups + group[k]);
-          mean[k] = call.mean_of(sample * b.groups + group[k]);
+          const int64_t statistic = sample * b.groups + group + beyond[k];
+          of[k] = coefficients_at<A, Form>(made, statistic);
+          mean[k] = call.mean_of(statistic);
         }
       }
-      Piece<T, Form> piece;
-      piece.read(call, row * by.channels + channel, left);
       if constexpr (kParameters) {
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) {
