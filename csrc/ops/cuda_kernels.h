@@ -64,11 +64,9 @@ bool aligned(Pointers... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) | ...) % 16) == 0;
 }
 
-// Blocks of kThreads threads for n elements, `width` a thread. The CUDA error of the launch.
+// Blocks of kThreads threads. The CUDA error of the launch.
 template <typename... Parameters, typename... Arguments>
-int launch(void (*kernel)(Parameters...), int64_t n, int width, void* stream, Arguments&&... arguments) {
-  const int64_t per_block = static_cast<int64_t>(kThreads) * width;
-  const int64_t blocks = n / per_block + (n % per_block != 0);
+int launch_blocks(void (*kernel)(Parameters...), int64_t blocks, void* stream, Arguments&&... arguments) {
   if (blocks == 0) return cudaSuccess;
   if (blocks > INT32_MAX) return cudaErrorInvalidConfiguration;
   cudaLaunchConfig_t config{};
@@ -76,6 +74,14 @@ int launch(void (*kernel)(Parameters...), int64_t n, int width, void* stream, Ar
   config.blockDim = dim3(kThreads);
   config.stream = static_cast<cudaStream_t>(stream);
   return cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
+}
+
+constexpr int64_t parts_of(int64_t n, int64_t size) { return n / size + (n % size != 0); }
+
+// Blocks for n elements, `width` a thread.
+template <typename... Parameters, typename... Arguments>
+int launch(void (*kernel)(Parameters...), int64_t n, int width, void* stream, Arguments&&... arguments) {
+  return launch_blocks(kernel, parts_of(n, static_cast<int64_t>(kThreads) * width), stream, std::forward<Arguments>(arguments)...);
 }
 
 // Calls launch(T{}) with the type of a dtype.

@@ -1,4 +1,4 @@
-// The schemas of the normalisation kernels, and their plain formula for every device but the CPU.
+// The schemas of the normalisation kernels, and their plain formula for every device that has no kernel.
 #include "ops/normalize.h"
 
 #include <ATen/TensorOperators.h>
@@ -179,5 +179,11 @@ TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
   m.impl("normalize_adjoint", &adjoint<&normalize_adjoint_cpu>);
   m.impl("normalize_tangent", &tangent<&normalize_tangent_cpu>);
 }
+#ifdef GPFAST_WITH_CUDA
+TORCH_LIBRARY_IMPL(gpfast, CUDA, m) {
+  m.impl("normalize_adjoint", &adjoint<&normalize_adjoint_cuda>);
+  m.impl("normalize_tangent", &tangent<&normalize_tangent_cuda>);
+}
+#endif
 
 }  // namespace gpfast

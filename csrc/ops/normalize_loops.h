@@ -1,13 +1,9 @@
 #pragma once
-// The formulas of the normalisation kernels, and the loops that evaluate them. For a group of n elements h with mean m and
-// inverse deviation r, and d = h - m, the Jacobian of h -> d r is symmetric: adjoint and tangent are the same line in z and d,
-//   J z = r (z - mean(z) - d r p),  p = mean(z d) r
-// and the derivative by h of <u, J t>, with q = mean(t d) r and s = mean(u t) - mean(u) mean(t), is a line in u, t and d:
-//   -r^2 (q (u - mean(u)) + p (t - mean(t)) + (s - 3 p q) d r)
-// A norm by root mean squares has d = h, and zero for the means of z, u and t alone.
+// The loops that evaluate the formulas of a norm on the CPU.
 #include <algorithm>
 
 #include "ops/normalize.h"
+#include "ops/normalize_formulas.h"
 #include "ops/simd.h"
 
 namespace gpfast {
@@ -31,18 +27,6 @@ struct Times {
   W w;
   A factor;
   GPFAST_INLINE A operator[](int64_t i) const { return w[i] * factor; }
-};
-
-// Sums of a channel or a group; u is the adjoint a, times the weight where the sum is a group's.
-enum { kZ, kZD, kLineSums };
-enum { kT, kTD, kU, kUD, kUT, kBendSums };
-
-struct Group {
-  double count, rstd;
-  bool centered;
-
-  double mean(double sum) const { return centered ? sum / count : 0; }
-  double projection(double sum_of_zd) const { return sum_of_zd / count * rstd; }
 };
 
 // sums += of w z and w z d.
@@ -153,7 +137,7 @@ struct Norm {
 
   A mean_of(int64_t group) const { return mean ? mean[group] : A(0); }
   A weight_of(int64_t channel) const { return weight ? weight[channel] : A(1); }
-  Group group(int64_t i) const {
+  Group<double> group(int64_t i) const {
     const int64_t members = block.depth * block.length * (block.order == BlockOrder::batch ? block.samples : 1);
     return {static_cast<double>(members), static_cast<double>(rstd[i]), mean != nullptr};
   }
@@ -183,10 +167,9 @@ struct Adjoint : Norm<T> {
   GPFAST_INLINE void sum_pixel(int64_t at, const A* mean, int64_t n, A* sums) const {
     add_pixel_line_sums(z + at, this->h + at, mean, n, sums);
   }
-  Coefficients<A> coefficients(Group group, const double* sums) const {
-    const double r = group.rstd;
-    return {{static_cast<A>(r)},
-            {static_cast<A>(-r * r * group.projection(sums[kZD])), static_cast<A>(-r * group.mean(sums[kZ]))}};
+  Coefficients<A> coefficients(Group<double> group, const double* sums) const {
+    const auto line = line_of(group, sums[kZ], sums[kZD]);
+    return {{static_cast<A>(line.of_z)}, {static_cast<A>(line.of_d), static_cast<A>(line.one)}};
   }
   // What a channel with these sums gives its parameters.
   void put_parts(int64_t at, const Coefficients<A>& line, const double* own) const {
@@ -233,13 +216,11 @@ struct Tangent : Norm<T> {
     else
       add_pixel_line_sums(t + at, this->h + at, mean, n, sums);
   }
-  Coefficients<A> coefficients(Group group, const double* sums) const {
-    const double r = group.rstd, p = group.projection(sums[kUD]), q = group.projection(sums[kTD]);
-    const double mean_t = group.mean(sums[kT]), mean_u = group.mean(sums[kU]);
-    const double s = sums[kUT] / group.count - mean_u * mean_t;
-    return {{static_cast<A>(r), static_cast<A>(-r * r * q), static_cast<A>(-r * mean_t), static_cast<A>(-r * r * q)},
-            {static_cast<A>(-r * r * p), static_cast<A>(-r * r * r * (s - 3 * p * q)),
-             static_cast<A>(r * r * (q * mean_u + p * mean_t))}};
+  Coefficients<A> coefficients(Group<double> group, const double* sums) const {
+    const auto bend = bend_of(group, sums);
+    const A of_d = static_cast<A>(bend.line.of_d);
+    return {{static_cast<A>(bend.line.of_z), of_d, static_cast<A>(bend.line.one), of_d},
+            {static_cast<A>(bend.of_t), static_cast<A>(bend.of_d), static_cast<A>(bend.one)}};
   }
   void put_parts(int64_t at, const Coefficients<A>& line, const double* own) const {
     const A of_t = line.weighted[0], of_d = line.weighted[1], one = line.weighted[2];

@@ -22,6 +22,23 @@ ACCESSES = {
         "smooth<DTYPE, 2,": (3, 2),  # slope_and_curve
     },
 }
+# Of the norms: at least as many loads, as weights and what is added are read besides. A vector of each tensor, four in
+# kernels that hold a group, two where the next row is read before this one is written.
+LINE, BEND = "Line<{wide}>", "Bend<{wide}>"
+NORMS = {
+    ("held", LINE): (8, 4),
+    ("held", BEND): (12, 8),
+    ("run_sums", LINE): (2, 0),
+    ("run_sums", BEND): (3, 0),
+    ("column_sums", LINE): (2, 0),
+    ("column_sums", BEND): (3, 0),
+    ("write_runs", LINE): (2, 1),
+    ("write_runs", BEND): (3, 2),
+    ("write_columns", LINE): (4, 1),
+    ("write_columns", BEND): (6, 2),
+}
+SMALL = ("coefficients", "add_parts")  # of what is small beside the tensors
+NARROW = "held<double, .*true>"  # writes the elements of a vector one by one: nvcc takes both ways to write for one
 LIBRARY_FUNCTIONS = r"smooth<.*false>"  # those of CUDA that reduce large arguments keep a few words in a stack
 
 
@@ -29,11 +46,18 @@ def kernels_of(stem, target):
     return kernels(f"ops/{stem}.cu", target)
 
 
+def resident_threads(kernel):
+    """Of a multiprocessor, as far as registers go."""
+    granted = -(-kernel.needs.registers // 8) * 8  # eight at a time
+    return min(REGISTERS // (granted * THREADS), 2048 // THREADS) * THREADS
+
+
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("stem", ACCESSES)
+@pytest.mark.parametrize("stem", [*ACCESSES, "normalize"])
 def test_no_kernel_spills(stem, target):
     found = kernels_of(stem, target)
-    assert len(found) == {"gate": 4, "activation": 6}[stem] * len(DTYPES)
+    # The norms have 8 kernels for a line and for a bend, and one that adds up parts.
+    assert len(found) == ({"gate": 4, "activation": 6, "normalize": 16}[stem] * len(DTYPES)) + 2 * (stem == "normalize")
     for kernel in found:
         assert kernel.needs.spills == 0, kernel
         assert kernel.needs.local_bytes == 0 or re.search(LIBRARY_FUNCTIONS, kernel.name), kernel
@@ -59,6 +83,33 @@ def test_enough_loads_are_under_way(stem):
         (loads,) = (
             loads for name, (loads, _) in ACCESSES[stem].items() if re.match(name.replace("DTYPE", r"\w+"), kernel.name)
         )
-        granted = -(-kernel.needs.registers // 8) * 8  # eight at a time
-        blocks = min(REGISTERS // (granted * THREADS), 2048 // THREADS)
-        assert blocks * THREADS * 16 * loads >= IN_FLIGHT, kernel
+        assert resident_threads(kernel) * 16 * loads >= IN_FLIGHT, kernel
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("kernel", "form"), NORMS)
+def test_norms_read_and_write_16_bytes_at_a_time(kernel, form, dtype):
+    loads, stores = NORMS[kernel, form]
+    found = norms(kernel, form, dtype)
+    assert found
+    for one in found:
+        assert one.needs.wide_loads >= loads, one
+        assert one.needs.wide_stores == (0 if re.match(NARROW, one.name) else stores), one
+
+
+@pytest.mark.parametrize(("kernel", "form"), NORMS)
+def test_norms_have_enough_loads_under_way(kernel, form):
+    loads, _ = NORMS[kernel, form]
+    for dtype in DTYPES:
+        for one in norms(kernel, form, dtype):
+            assert resident_threads(one) * 16 * loads >= IN_FLIGHT, one
+
+
+def test_every_kernel_of_the_norms_is_one_of_these():
+    names = {kernel.name.split("<")[0] for kernel in kernels_of("normalize", "sm_90")}
+    assert names == {kernel for kernel, _ in NORMS} | set(SMALL)
+
+
+def norms(kernel, form, dtype):
+    start = f"{kernel}<{dtype}, {form.format(wide='double' if dtype == 'double' else 'float')}"
+    return [one for one in kernels_of("normalize", "sm_90") if one.name.startswith(start)]

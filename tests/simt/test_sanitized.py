@@ -11,7 +11,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.skipif(SANITIZED, reason="this process is the one that is sanitized")
-@pytest.mark.parametrize("stem", ["interpolate", "gate", "activation"])
+@pytest.mark.parametrize("stem", ["interpolate", "gate", "activation", "normalize"])
 def test_every_access_is_the_kernels_own(stem):
     if missing():
         pytest.skip(missing())
