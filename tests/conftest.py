@@ -24,9 +24,9 @@ ENDS = ("interpolate", "gradient_norm", "gradient_norm_seed")
 
 def pytest_collection_modifyitems(config, items):
     for item in items:
-        if "slow" in item.keywords and "slow" not in config.option.markexpr:
+        if item.get_closest_marker("slow") and "slow" not in config.option.markexpr:
             item.add_marker(pytest.mark.skip(reason="real sizes take minutes: pytest -m slow"))
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
 
 
