@@ -1,8 +1,8 @@
 """A penalty on CUDA tensors that have no data: whatever looked at a value would raise.
 
 The tensors are PyTorch's fake ones, labelled CUDA, so Python, the sweeps in C++ and every fused operator take the way
-that they take on a GPU; no kernel runs. It needs no GPU. A PyTorch without CUDA is given a device that has streams and
-no memory (fake_cuda/guard.cpp), in a process of its own.
+that they take on a GPU; no kernel runs. It needs no GPU: autograd's engine is given a device that has streams and no
+memory (fake_cuda/device.cpp), in a process of its own.
 """
 
 import json
@@ -21,11 +21,11 @@ HERE = Path(__file__).resolve().parent
 PROGRAM = HERE / "fake_cuda" / "penalties.py"
 
 
-def device_without_memory(folder):
-    """guard.cpp, compiled."""
-    if shutil.which("g++") is None:
-        pytest.skip("needs g++")
-    home, out = Path(torch.__file__).parent, folder / "guard.so"
+def device_without_memory(out):
+    """device.cpp, compiled; its symbols come before PyTorch's."""
+    if shutil.which("g++") is None or not sys.platform.startswith("linux"):
+        pytest.skip("needs Linux and g++")
+    home = Path(torch.__file__).parent
     flags = [
         "-std=c++20",
         "-O0",
@@ -34,18 +34,19 @@ def device_without_memory(folder):
         f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
     ]
     paths = [f"-I{home / 'include'}", f"-L{home / 'lib'}", "-lc10", f"-Wl,-rpath,{home / 'lib'}"]
-    subprocess.run(["g++", *flags, str(PROGRAM.with_name("guard.cpp")), *paths, "-o", str(out)], check=True)
-    return [str(out)]
+    source = PROGRAM.with_name("device.cpp")
+    subprocess.run(["g++", *flags, str(source), *paths, "-o", str(out)], check=True)
+    return str(out)
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     if not _extension.available:
         pytest.skip("needs the C++ extension")
-    guard = [] if torch.cuda.is_available() else device_without_memory(tmp_path_factory.mktemp("guard"))
-    path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
-    command = [sys.executable, str(PROGRAM), *guard]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])}
+    if not torch.cuda.is_available():
+        env["LD_PRELOAD"] = device_without_memory(tmp_path_factory.mktemp("device") / "device.so")
+    done = subprocess.run([sys.executable, str(PROGRAM)], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
