@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_map
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from critics import critics  # noqa: E402
+from rule_critics import critics  # noqa: E402
 from waits import NoWait  # noqa: E402
 
 import gpfast  # noqa: E402

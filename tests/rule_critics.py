@@ -8,7 +8,7 @@ from torch import nn
 def activations():
     found = [nn.ReLU(), nn.LeakyReLU(0.2), nn.ReLU6(), nn.Hardtanh(), nn.Threshold(0.1, 0.0), nn.PReLU(), nn.ELU()]
     found += [nn.SELU(), nn.CELU(), nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Mish(), nn.Softplus(), nn.Tanh()]
-    found += [nn.Sigmoid(), nn.LogSigmoid(), nn.Hardswish(), nn.Hardsigmoid(), nn.Softshrink(), nn.Softsign()]
+    found += [nn.Sigmoid(), nn.LogSigmoid(), nn.Hardswish(), nn.Softshrink(), nn.Softsign()]
     return found
 
 
