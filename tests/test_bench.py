@@ -202,7 +202,9 @@ def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
             main(["bench", *arguments])
     if not torch.cuda.is_available():
         assert main(["bench", "--device", "cuda"]) == 2
-        assert "cannot be used" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "--device cuda cannot be used: " in said and "GPU" in said.upper() or "CPU only" in said
+        assert "Leave --device out to measure on the CPU" in said
 
 
 def test_help_explains_everything(capsys):
