@@ -102,6 +102,19 @@ def test_the_gate_changes_nothing(toy):
     assert all(parameter.grad is None for parameter in critic.parameters())
 
 
+def test_the_gate_judges_without_tf32_and_puts_it_back(monkeypatch, toy):
+    seen, right = [], gpfast.gradient_penalty
+
+    def watched(*args, **options):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return right(*args, **options)
+
+    monkeypatch.setattr(competitors.gpfast, "gradient_penalty", watched)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert Gate(*toy).failures("auto") == [] and seen == [(False, False)] * 2
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
 @pytest.mark.parametrize("name", ["tabular-mlp", "spectral-norm", "projection", "two-inputs", "tuple-output"])
 def test_the_gate_is_green_where_critics_draw_keep_buffers_or_take_more(name):
     entry = zoo.ZOO[name]
