@@ -51,10 +51,10 @@ def test_the_zoo_in_float64(name, at, form):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", zoo.ZOO)
 def test_the_zoo_is_as_close_as_eager(name, dtype):
-    as_close_as_eager(name, "cuda", dtype, small=True, batch=zoo.ZOO[name].small_batch)
+    as_close_as_eager(name, "cuda", dtype, small=True, batch=zoo.ZOO[name].small_batch, draws=6)
 
 
 @pytest.mark.gpu
