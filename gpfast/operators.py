@@ -7,8 +7,9 @@ reads its values, say) is counted on real ones, and computed.
 The count is that of a GPU's run where the CPU's would differ: layouts that suit oneDNN are not asked for, and
 gradients are multiplied by what came in, which the tape skips on a CPU where it can read that it is 1.
 
-A fused operator of gpfast counts as one launch, also where no CUDA kernel of it is registered; with `plain` such a one
-counts as the operators of its plain formula, which is what a GPU runs until there is a kernel.
+A fused operator of gpfast counts as one launch, also where there is no CUDA kernel of it; with `plain` such a one
+counts as the operators of its plain formula, which is what a GPU runs until there is a kernel. Which have one is a
+matter of the sources (gpfast.cuda_kernels), not of this build.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch.utils._pytree import tree_iter, tree_map
 
 from gpfast.columns import first_line
 from gpfast.cost import Counter
+from gpfast.cuda_kernels import ENDS, SWEEPS, has_plain_formula
 from gpfast.inputs import Structure
 from gpfast.modules import modules_in
 from gpfast.penalty import gradient_penalty
@@ -166,7 +168,6 @@ def _counted(critic: Callable, data: dict[str, Any], options: dict[str, Any], pl
 
 
 def _has_only_a_plain_formula(function) -> bool:
-    if function.namespace != "gpfast":
-        return False
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    return has_kernel(function.name(), "CompositeExplicitAutograd") and not has_kernel(function.name(), "CUDA")
+    """On a GPU, whatever this build holds."""
+    space, name = function._schema.name.split("::")
+    return space == "gpfast" and name not in ENDS | SWEEPS and has_plain_formula(name)

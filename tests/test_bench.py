@@ -102,6 +102,19 @@ def test_the_gate_changes_nothing(toy):
     assert all(parameter.grad is None for parameter in critic.parameters())
 
 
+def test_the_gate_judges_without_tf32_and_puts_it_back(monkeypatch, toy):
+    seen, right = [], gpfast.gradient_penalty
+
+    def watched(*args, **options):
+        seen.append((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+        return right(*args, **options)
+
+    monkeypatch.setattr(competitors.gpfast, "gradient_penalty", watched)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    assert Gate(*toy).failures("auto") == [] and seen == [(False, False)] * 2
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+
+
 @pytest.mark.parametrize("name", ["tabular-mlp", "spectral-norm", "projection", "two-inputs", "tuple-output"])
 def test_the_gate_is_green_where_critics_draw_keep_buffers_or_take_more(name):
     entry = zoo.ZOO[name]
@@ -202,7 +215,9 @@ def test_what_cannot_be_run_is_refused_in_words(tmp_path, capsys):
             main(["bench", *arguments])
     if not torch.cuda.is_available():
         assert main(["bench", "--device", "cuda"]) == 2
-        assert "cannot be used" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "--device cuda cannot be used: " in said and "GPU" in said.upper() or "CPU only" in said
+        assert "Leave --device out to measure on the CPU" in said
 
 
 def test_help_explains_everything(capsys):

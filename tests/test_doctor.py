@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 import gpfast
 from gpfast import __main__ as command_line
@@ -50,7 +51,12 @@ def test_doctor_says_what_is_there_and_checks_it(monkeypatch, capsys):
         assert fact in printed
     assert "toy-mlp                 ok" in printed and "all agree" in printed
     if _extension.available:
-        assert "extension       yes: " in printed
+        assert "extension       yes: " in printed and "engine auto     tape: " in printed
+        built = bool(_extension.build_info()["cuda_targets"])
+        assert ("CUDA kernels    of the sweeps: " if built else "CUDA kernels    none of the sweeps'") in printed
+    else:
+        assert "engine auto     autograd: " in printed and "extension, gpfast._C, is not built" in printed
+    assert torch.cuda.is_available() or "eager / gpfast" not in printed
 
 
 def test_doctor_reports_a_disagreement(monkeypatch, capsys):
@@ -62,8 +68,45 @@ def test_doctor_reports_a_disagreement(monkeypatch, capsys):
             return [f"{engine} is off"]
 
     monkeypatch.setattr(doctor, "Gate", Disagrees)
-    assert command_line.main(["doctor"]) == 1
-    assert "auto is off" in capsys.readouterr().out
+    assert command_line.main(["doctor", "--speed"]) == 1
+    printed = capsys.readouterr().out
+    assert "auto is off" in printed and "eager / gpfast" not in printed
+
+
+def test_doctor_measures_speed_where_it_is_asked_to(monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "CRITICS", ())
+    tiny = ["--speed", "--critics", "toy-mlp", "mlp-64", "--batch", "4", "--seconds", "0.1"]
+    assert command_line.main(["doctor", *tiny]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (head,) = [i for i, line in enumerate(lines) if "eager / gpfast" in line]
+    assert [line.split()[:2] for line in lines[head + 1 : head + 3]] == [["toy-mlp", "4"], ["mlp-64", "4"]]
+    eager, ours = (float(figure) for figure in lines[head + 1].split()[-2:])
+    assert eager > ours > 0 or not _extension.available, "the peaks are those of different engines"
+
+
+def test_doctor_names_a_critic_that_cannot_be_measured(monkeypatch, capsys):
+    def short(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(doctor, "CRITICS", ())
+    monkeypatch.setattr(doctor.speed, "look", short)
+    assert command_line.main(["doctor", "--speed", "--critics", "toy-mlp"]) == 2
+    assert "gpfast doctor: toy-mlp: OutOfMemoryError: CUDA out of memory" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("registered", [frozenset(), frozenset({"gate", "gate_", "slope"})], ids=["none", "some"])
+def test_doctor_names_the_cuda_kernels_of_this_build(registered, monkeypatch):
+    monkeypatch.setattr(doctor.cuda_kernels, "registered", lambda: registered)
+    said = doctor.facts()["CUDA kernels"]
+    assert said.endswith(": gate, slope") if registered else "PyTorch's own operators" in said
+
+
+@pytest.mark.gpu
+def test_doctor_on_a_gpu(capsys):
+    assert command_line.main(["doctor", "--critics", "dcgan64", "--seconds", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "self-check on cuda" in printed and "all agree" in printed
+    assert "dcgan64" in printed and "eager / gpfast" in printed
 
 
 def test_doctor_does_without_the_extras(tmp_path):

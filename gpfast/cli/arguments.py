@@ -49,6 +49,10 @@ def device(text: str) -> torch.device:
 
 def absent(device: torch.device) -> str:
     """Why `device` cannot be used here, or ""."""
+    if device.type == "cuda" and not torch.cuda.is_available():
+        built = torch.version.cuda or torch.version.hip
+        why = "PyTorch finds no GPU" if built else f"this PyTorch ({torch.__version__}) is built for the CPU only"
+        return f"--device {device} cannot be used: {why}"
     try:
         torch.zeros(1, device=device).item()
     except Exception as error:  # each backend has its own way to say that it is absent

@@ -11,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from gpfast import zoo
-from gpfast.cli import machine, table
+from gpfast.cli import kernels, machine, table
 from gpfast.cli.arguments import DTYPES, absent, device, positive
 from gpfast.cli.competitors import CHUNKS, COMPETITORS, COMPILE_SLACK, COMPILED, DEFAULT, EAGER
 from gpfast.cli.measure import COMPILE_SECONDS, measure_critic
@@ -53,6 +53,11 @@ Under the table each engine over classes of critics: piecewise-linear ones, for 
 the tape's plan bends (one without a rule bends where its derivative may depend on values), and
 curved ones; and for memory those with under 1 MB of activations (most bytes alive in the forward)
 apart.
+
+On a GPU (--device cuda) times are those of CUDA events, and before each step memory of twice the L2's
+size is written, so that no step finds there what the one before left; peaks are the caching
+allocator's. A second table then has every fused kernel of gpfast alone: the bytes that it must move
+over its time, beside a copy on the same device (--kernels shows it on the CPU too).
 """
 EPILOG = f"""\
 memory allocator:
@@ -81,6 +86,7 @@ examples:
   python -m gpfast bench --critics {" ".join(COMPILED)} --engines auto compile
   python -m gpfast bench --critics tabular-mlp motion-prior mlp-64 --batch 64
   python -m gpfast bench --engines auto --chunks 4
+  python -m gpfast bench --device cuda --critics dcgan64 layernorm-dcgan --batch 256
 """
 
 
@@ -141,7 +147,19 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
         help="PyTorch's CPU threads (default: what PyTorch takes by itself)",
     )
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of critic and data (default float32)")
-    parser.add_argument("--device", type=device, default="cpu", help="of critic and data (default cpu)")
+    parser.add_argument("--device", type=device, default=torch.device("cpu"), help="of critic and data (default cpu)")
+    parser.add_argument(
+        "--kernels",
+        action=argparse.BooleanOptionalAction,
+        help="also each fused kernel alone, its bytes a second beside a copy's (default: on a GPU)",
+    )
+    parser.add_argument(
+        "--kernel-mb",
+        type=positive(float, finite=True),
+        default=64.0,
+        metavar="MB",
+        help="10^6 bytes of each tensor that a kernel is timed on (default 64)",
+    )
     return parser
 
 
@@ -152,7 +170,7 @@ def run(args: argparse.Namespace) -> int:
     except (OSError, ValueError) as error:
         return _refuse(f"--against: {error}")
     if why := absent(args.device):
-        return _refuse(why)
+        return _refuse(f"{why}. Leave --device out to measure on the CPU")
     try:
         if args.json:  # before anything is measured
             there = args.json.exists()
@@ -165,12 +183,15 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which counts memory, reports every start
     torch.set_num_threads(args.threads or torch.get_num_threads())
     rows, red, stopped = _measure_all(args)
+    alone = [] if stopped else _kernels_alone(args)
+    red = red or any(one.note for one in alone)
     settings = {"batch": args.batch, "repeats": args.repeats, "seconds": args.seconds, "dtype": args.dtype}
     settings |= {"device": str(args.device), "threads": torch.get_num_threads(), "malloc": machine.malloc_line()}
     settings["chunks"] = args.chunks
     line, found = machine_line(args.device), versions()
     if args.json and (rows or not stopped):
-        table.write_json(args.json, rows, machine=line, versions=found, settings=settings | {"stopped": stopped})
+        about = {"machine": line, "versions": found, "settings": settings | {"stopped": stopped}}
+        table.write_json(args.json, rows, **about, **({"kernels": kernels.as_json(alone)} if alone else {}))
     if rows:
         print(table.render(rows, earlier))
         print("\n" + summary(rows))
@@ -179,6 +200,8 @@ def run(args: argparse.Namespace) -> int:
             then = about.get("settings", settings).get(key)
             if then != settings[key]:
                 print(f"Beware: {args.against} was taken with {key} {then}, this with {settings[key]}.")
+    if alone:
+        print("\n" + kernels.rendered(alone, args.device))
     return 130 if stopped else 1 if red else 0
 
 
@@ -207,6 +230,18 @@ def _measure_all(args: argparse.Namespace) -> tuple[list[table.Row], bool, bool]
     return rows, red, False
 
 
+def _kernels_alone(args: argparse.Namespace) -> list[kernels.Speed]:
+    """The fused kernels one by one, where they are asked for and there are any, saying why where not."""
+    if not (args.device.type == "cuda" if args.kernels is None else args.kernels):
+        return []
+    try:
+        with tqdm(total=kernels.count(), unit="kernel", file=sys.stderr) as bar:
+            return kernels.measured(args.device, args.kernel_mb, on_kernel=bar.update)
+    except (RuntimeError, torch.cuda.OutOfMemoryError) as error:
+        print(f"gpfast bench: no table of kernels: {first_line(error)}", file=sys.stderr)
+        return []
+
+
 def _footer(line: str, versions: dict[str, str], settings: dict) -> str:
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
     return f"""
@@ -215,7 +250,7 @@ Penalty and its gradient in every parameter. ratio: eager's time over the engine
 1 is faster. x bare: the engine's time over that of the critic's matrix products alone. peak MB: 10^6 bytes alive beyond
 inputs and parameters, ATen's workspace included; own MB: without the parameters' gradients. launches: operators that
 write memory. GFLOP: products and convolutions. Under {SMALL_BYTES / 1e6:g} MB of activations memory is not judged.
-{settings["malloc"]}."""
+{settings["malloc"] if settings["device"] == "cpu" else "Times are of CUDA events, the L2 emptied before each step"}."""
 
 
 def _refuse(sentence: str) -> int:

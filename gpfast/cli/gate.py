@@ -11,8 +11,9 @@ the gradient with it, by the last bit of its input.
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -29,13 +30,17 @@ from gpfast.layout import accumulate_dtype
 
 
 class Gate:
-    """The references of one critic of the zoo, taken once, for any number of engines.
+    """The references of one critic of the zoo, taken once, for any number of engines; on a GPU without TF32.
 
     `critic` is the one to be measured, and stays as it is; `self.case` is `case` in short numbers. parts: the batch
     goes through the reference in so many, for a critic that draws: an engine that cuts the batch draws for each part.
     """
 
     def __init__(self, entry: zoo.Entry, critic: nn.Module, case: zoo.Case, parts: int = 1) -> None:
+        with in_full():
+            self._take_references(entry, critic, case, parts)
+
+    def _take_references(self, entry: zoo.Entry, critic: nn.Module, case: zoo.Case, parts: int) -> None:
         first = case.real[0] if isinstance(case.real, tuple) else case.real
         generator = torch.Generator().manual_seed(2)
         self.critic, self.case, self.dtype = critic, _map_floats(_shortened, case), first.dtype
@@ -55,10 +60,11 @@ class Gate:
     def failures(self, engine: str) -> list[str]:
         """What is wrong with `engine` in its two forms, a sentence each; empty where it passes."""
         critic = copy.deepcopy(self.small_critic)
-        ours = outcome(penalty_function(engine, critic, self.small_case), critic, self.small_alpha)
-        small = [f"small form, float64: {failure}" for failure in exact_failures(ours, self.small_exact)]
-        critic = copy.deepcopy(self.critic)
-        return small + self.real_failures(penalty_function(engine, critic, self.case), critic)
+        with in_full():
+            ours = outcome(penalty_function(engine, critic, self.small_case), critic, self.small_alpha)
+            small = [f"small form, float64: {failure}" for failure in exact_failures(ours, self.small_exact)]
+            critic = copy.deepcopy(self.critic)
+            return small + self.real_failures(penalty_function(engine, critic, self.case), critic)
 
     def real_failures(self, penalty: Penalty, critic: nn.Module, slack: float = 0.0) -> list[str]:
         """What is wrong with `penalty`, which holds `critic`, a fresh deepcopy of the critic to be measured.
@@ -72,6 +78,18 @@ class Gate:
         else:
             failures = rounded_failures(ours, self.eager, self.exact, self.dtype, slack)
         return [f"real form, {str(self.dtype).removeprefix('torch.')}: {failure}" for failure in failures]
+
+
+@contextlib.contextmanager
+def in_full() -> Iterator[None]:
+    """Products of float32 in float32, not in TF32: one draw of its errors is too few to judge by."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = products.allow_tf32, convolutions.allow_tf32
+    products.allow_tf32 = convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        products.allow_tf32, convolutions.allow_tf32 = before
 
 
 def outcome(penalty: Penalty, critic: nn.Module, alpha: Tensor) -> Outcome:

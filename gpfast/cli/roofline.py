@@ -89,8 +89,8 @@ def add_parser(subparsers) -> argparse.ArgumentParser:
     parser.add_argument(
         "--plain",
         action="store_true",
-        help="count a fused operator of gpfast that has no CUDA kernel in this build as the operators of its plain"
-        " formula: what a GPU runs without such a kernel",
+        help="count a fused operator of gpfast for which there is no CUDA kernel yet as the operators of its plain"
+        " formula, which is what a GPU runs; whether this build holds the kernels there are does not matter",
     )
     parser.add_argument(
         "--with-data",

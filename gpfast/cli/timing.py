@@ -10,11 +10,11 @@ from collections.abc import Callable
 
 import torch
 
+from gpfast.cli.clock import Clock, Step, clock_of
+
 SAMPLE_SECONDS = 0.02
 MIN_ROUNDS = 3
 WARM_UP = 2
-
-Step = Callable[[], None]
 
 
 def interleaved(
@@ -24,18 +24,19 @@ def interleaved(
     seconds: float,
     device: torch.device | str,
     on_round: Callable[[], None] = lambda: None,
+    clock: Clock | None = None,
 ) -> dict[str, list[float]]:
     """Milliseconds a step, by name, one figure a round, after a warm-up of two steps each.
 
     Steps shorter than 20 ms are run several times a round, as often for all. It ends after `rounds`, or after the round
-    in which `seconds` have passed, but not before the third. The garbage collector runs between rounds only. On a GPU
-    the clock is read after the device has been waited for.
+    in which `seconds` have passed, but not before the third. The garbage collector runs between rounds only. `clock` is
+    that of the device where none is given: on a GPU its events, with its L2 emptied before each step.
     """
-    wait = torch.cuda.synchronize if torch.device(device).type == "cuda" else lambda: None
+    clock = clock or clock_of(device)
     for step in steps.values():
         for _ in range(WARM_UP):
             step()
-    shortest = min(_timed(step, 1, wait) for step in steps.values())
+    shortest = min(clock(step, 1) for step in steps.values())
     number = max(1, round(SAMPLE_SECONDS / shortest))
     order, shuffled = list(steps), random.Random(0)
     times: dict[str, list[float]] = {name: [] for name in steps}
@@ -49,7 +50,7 @@ def interleaved(
             shuffled.shuffle(order)
             gc.collect()
             for name in order:
-                times[name].append(1e3 * _timed(steps[name], number, wait))
+                times[name].append(1e3 * clock(steps[name], number))
             on_round()
     finally:
         if collected:
@@ -66,12 +67,3 @@ def percentiles(times: list[float]) -> tuple[float, float, float]:
 def ratio(base: list[float], times: list[float]) -> float:
     """How many times as fast as `base`: the median over the rounds of base's time over this one's in the same round."""
     return statistics.median(b / t for b, t in zip(base, times, strict=True))
-
-
-def _timed(step: Step, number: int, wait: Callable[[], None]) -> float:
-    wait()
-    start = time.perf_counter()
-    for _ in range(number):
-        step()
-    wait()
-    return (time.perf_counter() - start) / number
