@@ -13,10 +13,13 @@ but allowed is in counters.warnings.
 Counted: instructions, requests, 32-byte sectors, bytes of DRAM (each sector once a launch, as with a perfect cache),
 shared memory's wavefronts (one a request without bank conflicts).
 
-Not modelled: tensor cores, TMA, calls, textures, local and constant memory; weak memory order (a write is seen at
-once); .ftz (denormals are kept); the error of approximate instructions (ex2, rsqrt, div.full and the like are computed
-in float64 and rounded once); fused multiply-add (of float32 rounded to float64 first, of float64 rounded twice);
-asynchronous copies (done at once); barriers of a part of a CTA; time: a loop that never ends is not noticed.
+Not counted: accesses of local memory.
+
+Not modelled: tensor cores, TMA, calls of what the module does not define, textures, constant memory; weak memory order
+(a write is seen at once); .ftz (denormals are kept); the error of approximate instructions (ex2, rsqrt, div.full and
+the like are computed in float64 and rounded once; rcp.approx.ftz.f64 gives the upper half); fused multiply-add of bf16
+is rounded twice; asynchronous copies (done at once); barriers of a part of a CTA; time: a loop that never ends is not
+noticed.
 """
 
 from .counters import Counters

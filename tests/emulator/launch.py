@@ -28,11 +28,13 @@ class Kernel:
     ) -> Counters:
         """Runs every CTA of the grid; what it wrote is in `memory`.
 
-        grid, block: one to three numbers; arguments: a Pointer, an address or a number for each parameter;
+        grid, block: one to three numbers; arguments: a Pointer, an address, a number or the bytes of each parameter;
         shared_bytes: of dynamic shared memory. Raises Fault where the code is wrong or not modelled.
         """
         grid, block = ((*shape, 1, 1)[:3] for shape in (grid, block))
         symbols, shared_bytes = self._lay_out_shared(shared_bytes)
+        symbols |= self._program.local
+        symbols |= {t.name: memory.put(np.frombuffer(t.values, np.uint8)).address for t in self._program.tables}
         launch = Launch(self._program, grid, block, self._pack(arguments), symbols, memory)
         launch.counters.shared_bytes = shared_bytes
         padded = -(-int(np.prod(block)) // WARP) * WARP
@@ -57,7 +59,11 @@ class Kernel:
         for parameter, argument in zip(self.parameters, arguments, strict=True):
             value = argument.address if isinstance(argument, Pointer) else argument
             bits = width(parameter.type)
-            if parameter.type[0] == "f" or isinstance(value, float):
+            if isinstance(value, bytes):
+                if len(value) != parameter.size:
+                    raise ValueError(f"{len(value)} bytes were given for a parameter of {parameter.size}")
+                stored = np.frombuffer(value, np.uint8)
+            elif parameter.type[0] == "f" or isinstance(value, float):
                 stored = np.array([value], FLOAT[bits])
             else:
                 stored = np.array([int(value) & ((1 << 8 * parameter.size) - 1)], UNSIGNED[8 * parameter.size])

@@ -1,4 +1,4 @@
-"""Global memory and the shared memory of CTAs: bounds, alignment, races."""
+"""Global memory, the shared memory of CTAs and the local memory of threads: bounds, alignment, races."""
 
 import numpy as np
 
@@ -79,6 +79,23 @@ class GlobalRaces:
             self._writer[at] = cta
             if (self._writer[at] != cta).any():
                 raise Fault("race in global memory: two CTAs write this address")
+
+
+class LocalMemory:
+    """The memory of each thread alone, one behind the other; all bits set until written."""
+
+    def __init__(self, threads: int, each: int):
+        self._each = each
+        self._stride = (each + 15) // 16 * 16
+        self.bytes = np.full(threads * self._stride, 0xFF, np.uint8)
+
+    def offsets(self, addresses: np.ndarray, size: int, thread: np.ndarray) -> np.ndarray:
+        """Where in `bytes` accesses of `size` bytes lie."""
+        if (addresses % size).any():
+            raise Fault(f"misaligned {size}-byte access of local memory")
+        if ((addresses < 0) | (addresses + size > self._each)).any():
+            raise Fault(f"out-of-bounds access of local memory: {int(addresses.max())} + {size} of {self._each} bytes")
+        return addresses + thread * self._stride
 
 
 class SharedMemory:

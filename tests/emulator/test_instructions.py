@@ -1,5 +1,7 @@
 """Hand-written PTX of a few lines, one thread an element, with results that are known."""
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,39 @@ def test_products_of_twice_the_width():
     check("mad.wide.s32 result, a, b, c;", [a, b, c], a.astype(np.int64) * b + c)
 
 
+def halves(numbers: list[int], words: int) -> list[np.ndarray]:
+    """Each number's 32-bit words, the lowest first."""
+    return [u32(*(n >> 32 * k for n in numbers)) for k in range(words)]
+
+
+def test_carries_of_a_sum_and_a_difference():
+    """Numbers of 64 bits, a word each at a time; their upper words, and the carry out of these."""
+    pairs = [(2**32 - 1, 1), (2**64 - 1, 1), (5, 7), (2**63, 2**63), (0, 1), (2**32, 1)]
+    (a0, a1), (b0, b1) = (halves([pair[k] for pair in pairs], 2) for k in range(2))
+    below = "mov.b64 {v0, v1}, a; mov.b64 {w0, w1}, b; {op}.cc.u32 v0, v0, w0; {op}c.cc.u32 v1, v1, w1;"
+    wide = [np.array([pair[k] for pair in pairs], np.uint64) for k in range(2)]
+    for op, function in (("add", lambda x, y: x + y), ("sub", lambda x, y: x - y)):
+        body = ".reg .u32 v0, v1, w0, w1; " + below.replace("{op}", op)
+        exact = [function(x, y) for x, y in pairs]
+        check(body + "mov.b64 result, {v0, v1};", wide, np.array([n % 2**64 for n in exact], np.uint64))
+        out = [int(not 0 <= n < 2**64) for n in exact]
+        check(body + "addc.u32 result, 0, 0;", wide, u32(*out))
+
+
+def test_carries_of_a_product():
+    """64 bits by 32 bits: 96 bits, a word each at a time."""
+    a, b = [2**64 - 1, 2**63 + 12345, 2**32, 7], [2**32 - 1, 2**31 + 3, 2**32 - 1, 9]
+    words = halves([x * y for x, y in zip(a, b, strict=True)], 3)
+    body = """.reg .u32 v0, v1, r0, r1, r2; mov.b64 {v0, v1}, a; mul.lo.u32 r0, v0, b; mul.hi.u32 r1, v0, b;
+        mad.lo.cc.u32 r1, v1, b, r1; madc.hi.u32 r2, v1, b, 0; mov.u32 result, """
+    for register, word in zip(("r0", "r1", "r2"), words, strict=True):
+        check(f"{body}{register};", [np.array(a, np.uint64), u32(*b)], word)
+    chained = """mad.lo.cc.u32 x, a, b, a; madc.lo.cc.u32 y, a, b, 0; addc.u32 result, y, 0;"""
+    carry = [((x * y % 2**32) + x) >> 32 for x, y in zip((2**32 - 1, 5), (2**32 - 1, 6), strict=True)]
+    second = [(x * y % 2**32) + c for x, y, c in zip((2**32 - 1, 5), (2**32 - 1, 6), carry, strict=True)]
+    check(chained, [u32(2**32 - 1, 5), u32(2**32 - 1, 6)], u32(*((s % 2**32) + (s >> 32) for s in second)))
+
+
 def test_multiply_add_and_unary_integers():
     check("mad.lo.s32 result, a, b, c;", [s32(2, -2), s32(3, 3), s32(4, 4)], s32(10, -2))
     check("neg.s32 result, a;", [s32(2, -2)], s32(-2, 2))
@@ -89,6 +124,66 @@ def test_fused_multiply_add_is_rounded_once():
     a = f32(1 + 2**-12)
     check("fma.rn.f32 result, a, a, b;", [a, -f32(1 + 2**-11)], f32(2**-24))
     check("mul.f32 result, a, a; add.f32 result, result, b;", [a, -f32(1 + 2**-11)], f32(0))
+
+
+def rounded(exact: Fraction) -> float:
+    try:
+        return float(exact)
+    except OverflowError:
+        return np.inf if exact > 0 else -np.inf
+
+
+def numbers_of_all_sizes(dtype, count: int, sizes: int) -> list[np.ndarray]:
+    """Three arrays of random mantissas; the third is near the negative product of the others in half of the places."""
+    generator = np.random.default_rng(0)
+    signed = generator.uniform(1, 2, (3, count)) * generator.choice([-1, 1], (3, count))
+    a, b, c = np.ldexp(signed, generator.integers(-sizes, sizes, (3, count))).astype(dtype)
+    with np.errstate(all="ignore"):
+        near = (-a * b * (1 + 3 * np.finfo(dtype).eps)).astype(dtype)
+    return [a, b, np.where((np.arange(count) % 2 == 0) & np.isfinite(near), near, c)]
+
+
+def fractions(numbers: list[np.ndarray]) -> list[Fraction]:
+    return [Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c)) for a, b, c in zip(*numbers, strict=True)]
+
+
+@pytest.mark.parametrize("sizes", [2, 60, 520, 1020])
+def test_fused_multiply_add_of_float64_is_rounded_once(sizes):
+    numbers = numbers_of_all_sizes(np.float64, 1000, sizes)
+    check("fma.rn.f64 result, a, b, c;", numbers, np.array([rounded(x) for x in fractions(numbers)]))
+
+
+def test_fused_multiply_add_of_float64_of_what_is_no_number():
+    a, b, c = (
+        np.array(x) for x in ([np.inf, np.inf, 0.0, -0.0, 1.0], [1.0, 0.0, np.inf, 1.0, 1.0], [1, 1, 1, 0.0, -1])
+    )
+    check("fma.rn.f64 result, a, b, c;", [a, b, c], np.array([np.inf, np.nan, np.nan, 0.0, 0.0]))
+
+
+@pytest.mark.parametrize("sizes", [2, 20, 60])
+def test_fused_multiply_add_of_float32_downwards(sizes):
+    """The largest float32 that is not above the exact result; to nearest, the nearest one, ties to even."""
+    numbers = numbers_of_all_sizes(np.float32, 1000, sizes)
+    nearest, downwards = [], []
+    for exact in fractions(numbers):
+        around = np.float32(rounded(exact))
+        low, high = np.nextafter(around, np.float32(-np.inf)), np.nextafter(around, np.float32(np.inf))
+        candidates = [x for x in (low, around, high) if np.isfinite(x)]
+        downwards.append(max(x for x in candidates if Fraction(float(x)) <= exact))
+        even = {x: int(np.array(x).view(np.uint32)) % 2 for x in candidates}
+        nearest.append(min(candidates, key=lambda x: (abs(Fraction(float(x)) - exact), even[x])))
+    check("fma.rn.f32 result, a, b, c;", numbers, f32(*nearest))
+    check("fma.rm.f32 result, a, b, c;", numbers, f32(*downwards))
+
+
+def test_first_guess_of_a_reciprocal_in_float64():
+    """The low half of the argument is ignored, that of the result 0: it is within 2^-19 of the reciprocal."""
+    a = np.concatenate([np.random.default_rng(0).uniform(1, 4, 200), [1e300, -1e-300]])
+    found = run_elementwise("rcp.approx.ftz.f64 result, a;", [a], np.float64)
+    assert (found.view(np.uint64) & np.uint64(0xFFFFFFFF) == 0).all() and (np.abs(found * a - 1) < 2.0**-19).all()
+    assert not np.array_equal(found, 1 / a)
+    sharp = np.array([0.0, -0.0, 5e-324, np.inf, -np.inf, np.nan, 1.7e308])
+    check("rcp.approx.ftz.f64 result, a;", [sharp], np.array([np.inf, -np.inf, np.inf, 0.0, -0.0, np.nan, 0.0]))
 
 
 def test_functions():
@@ -166,7 +261,7 @@ def test_other_conversions():
     check("cvt.f64.f32 result, a;", [f32(0.1)], f32(0.1).astype(np.float64))
     check("cvt.rn.f32.f64 result, a;", [np.array([0.1])], f32(0.1))
     check("cvt.rmi.f32.f32 result, a;", [f32(-1.5)], f32(-2))
-    check("cvt.sat.f32.f32 result, a;", [f32(-1.5, 0.5, 7)], f32(0, 0.5, 1))
+    check("cvt.sat.f32.f32 result, a;", [f32(-1.5, 0.5, 7, np.nan)], f32(0, 0.5, 1, 0))
 
 
 def test_bf16_is_rounded_to_nearest_even():

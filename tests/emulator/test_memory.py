@@ -175,7 +175,12 @@ def test_a_race_among_packed_bytes_is_caught():
 
 NOT_MODELLED = {
     "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {v}, {w}, {w}, {v};": "not modelled \\| mma",
-    "ld.local.u32 x, [in];": "local memory is not modelled",
+    "ld.const.u32 x, [in];": "const memory is not modelled",
+    "add.cc.u64 wide, in, in;": "a carry of u64 is not modelled",
+    "fma.rm.f64 wide, in, in, in;": "fma.rm is modelled for f32 alone",
+    "fma.rz.f32 v, v, v, v;": "fma with .rz is not modelled",
+    "call.uni f, (x);": "a call of what is not in the module",
+    "@p call f, (x);": "a call under a guard is not modelled",
     "add.sat.f32 v, v, w;": "add with .sat is not modelled",
     "mul.rz.f32 v, v, w;": "mul with .rz is not modelled",
     "cvt.rz.f32.f64 v, wide;": "cvt with .rz is not modelled",

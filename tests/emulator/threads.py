@@ -6,7 +6,7 @@ import numpy as np
 
 from .counters import Counters
 from .faults import Fault
-from .memory import GlobalRaces, Memory, SharedMemory
+from .memory import GlobalRaces, LocalMemory, Memory, SharedMemory
 from .parser import Instruction, Program
 from .values import FLOAT, SIGNED, UNSIGNED, typed, untyped, width
 
@@ -14,7 +14,7 @@ WARP = 32
 
 
 class Launch:
-    """What all CTAs of a launch share. symbols: where each shared symbol lies in its CTA's shared memory."""
+    """What all CTAs of a launch share. symbols: the address of each symbol in its state space."""
 
     def __init__(self, program: Program, grid, block, parameters: bytes, symbols: dict[str, int], memory: Memory):
         self.program, self.grid, self.block, self.symbols, self.memory = program, grid, block, symbols, memory
@@ -35,6 +35,8 @@ class Threads:
         self.cta_here = np.arange(self.count) // padded  # its number among those that run at once
         self.exists = np.arange(self.count) % padded < threads
         self.exited = ~self.exists
+        self.carry = np.zeros(self.count, bool)
+        self.local = LocalMemory(self.count, self.program.local_bytes)
         self.shared = SharedMemory(len(ctas), shared_bytes, self.program.smallest_access("shared"))
         self._registers: dict[str, np.ndarray] = {}
         self._special = self._special_registers(np.arange(self.count) % padded)
@@ -132,6 +134,8 @@ class Threads:
                 self.shared.access(offsets, size, lanes >> 5, cta, writes)
             self.counters.shared_access(addresses, size, lanes)
             return self.shared.bytes, offsets
+        if space == "local":
+            return self.local.bytes, self.local.offsets(addresses, size, lanes)
         if space != "global":
             raise Fault(f"{space} memory is not modelled")
         offsets, outside = self.launch.memory.offsets(addresses, size)

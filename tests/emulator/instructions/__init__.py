@@ -2,11 +2,12 @@
 
 from ..faults import Fault
 from ..parser import Instruction
-from . import arithmetic, bits, comparison, conversion, data, warp
+from . import arithmetic, bits, carry, comparison, conversion, data, warp
 
 OPERATIONS = {
     **arithmetic.OPERATIONS,
     **bits.OPERATIONS,
+    **carry.OPERATIONS,
     **comparison.OPERATIONS,
     **conversion.OPERATIONS,
     **data.OPERATIONS,
@@ -15,7 +16,8 @@ OPERATIONS = {
 
 # Parts of an opcode that would change its result and are not modelled.
 NOT_MODELLED = {
-    **dict.fromkeys(arithmetic.OPERATIONS, {"sat", "relu", "rz", "rm", "rp", "xorsign", "cc"}),
+    **dict.fromkeys(arithmetic.OPERATIONS, {"sat", "relu", "rz", "rm", "rp", "xorsign"}),
+    "fma": {"sat", "relu", "rz", "rp"},
     **dict.fromkeys(("bar", "barrier"), {"red", "arrive", "cluster"}),
     "cvt": {"pack", "rz", "rm", "rp", "rna", "rs"},
     "prmt": {"f4e", "b4e", "rc8", "ecl", "ecr", "rc16"},

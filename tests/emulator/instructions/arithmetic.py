@@ -1,13 +1,16 @@
 """Sums, products, quotients and functions, of integers, floats and pairs of floats.
 
-Approximate functions are computed in float64 and rounded once; fused multiply-add of float64 is rounded twice.
+Approximate functions are computed in float64 and rounded once.
 """
 
 import numpy as np
 
+from ..faults import Fault
 from ..parser import Instruction
 from ..threads import Threads
 from ..values import PACKED, SIGNED, UNSIGNED, is_float, typed, untyped, width
+from . import carry
+from .rounding import fused, fused_downwards
 
 
 def map_operands(threads: Threads, op: Instruction, lanes: np.ndarray, function):
@@ -49,10 +52,8 @@ def extreme(number_wins, nan_wins):
     return operation
 
 
-def fused(a, b, c):
-    if a.dtype == np.float64:
-        return a * b + c
-    return (a.astype(np.float64) * b.astype(np.float64) + c.astype(np.float64)).astype(a.dtype)
+def fused_multiply_add(threads, op, lanes):
+    map_operands(threads, op, lanes, fused_downwards if "rm" in op.parts else fused)
 
 
 def _integer_product(op: Instruction, a, b) -> tuple[np.ndarray, str]:
@@ -87,6 +88,23 @@ def multiply_add(threads: Threads, op: Instruction, lanes: np.ndarray):
     threads.write(op.operands[0], product + addend, product_type, lanes)
 
 
+def reciprocal(threads, op, lanes):
+    """rcp.approx.ftz.f64 takes and gives the upper halves of float64 only, for a first guess."""
+    if op.type != "f64" or "approx" not in op.parts:
+        return in_float64(lambda a: 1 / a)(threads, op, lanes)
+    if "ftz" not in op.parts:
+        raise Fault("rcp.approx.f64 without .ftz is not modelled")
+    a = _upper_half(threads.read(op.operands[1], "f64", lanes))
+    flushed = np.where(np.abs(a) < np.finfo(np.float64).tiny, np.copysign(0, a), a)
+    result = _upper_half(1 / flushed)
+    result = np.where(np.abs(result) < np.finfo(np.float64).tiny, np.copysign(0, result), result)
+    threads.write(op.operands[0], result, "f64", lanes)
+
+
+def _upper_half(a):
+    return (a.view(np.uint64) & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
+
+
 def quotient(a, b):
     if a.dtype.kind == "f":
         return a / b
@@ -96,11 +114,11 @@ def quotient(a, b):
 
 
 OPERATIONS = {
-    "add": elementwise(np.add),
-    "sub": elementwise(np.subtract),
+    "add": carry.or_carry(carry.add, elementwise(np.add)),
+    "sub": carry.or_carry(carry.subtract, elementwise(np.subtract)),
     "mul": multiply,
-    "mad": multiply_add,
-    "fma": elementwise(fused),
+    "mad": carry.or_carry(carry.multiply_add, multiply_add),
+    "fma": fused_multiply_add,
     "div": elementwise(quotient),
     "rem": elementwise(np.fmod),
     "neg": elementwise(np.negative),
@@ -114,7 +132,7 @@ OPERATIONS = {
     "not": logical(np.invert, np.logical_not),
     "sqrt": in_float64(np.sqrt),
     "rsqrt": in_float64(lambda a: 1 / np.sqrt(a)),
-    "rcp": in_float64(lambda a: 1 / a),
+    "rcp": reciprocal,
     "ex2": in_float64(np.exp2),
     "lg2": in_float64(np.log2),
     "sin": in_float64(np.sin),

@@ -25,7 +25,7 @@ def convert(threads: Threads, op: Instruction, lanes: np.ndarray):
     elif is_float(to) and not is_float(source):
         values = values.astype({"f64": np.float64, "f16": np.float16}.get(to, np.float32))
     if "sat" in op.parts and is_float(to):
-        values = np.clip(values, 0, 1)
+        values = np.clip(np.where(np.isnan(values), 0, values), 0, 1).astype(values.dtype)
     if "relu" in op.parts:
         values = np.maximum(values, 0)
     threads.write(op.operands[0], values, to, lanes)
