@@ -10,8 +10,9 @@ import os
 import re
 import shutil
 import subprocess
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -85,6 +86,22 @@ def sanitized_environment() -> dict[str, str]:
     return os.environ | options | {"LD_PRELOAD": preload, "GPFAST_SIMT_SANITIZE": "1"}
 
 
+class Launched(NamedTuple):
+    """What a launcher asked of a device; kernel: its symbol; arguments: their bytes."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    shared_bytes: int
+    arguments: list[bytes]
+
+
+_WORDS, _SIZES = ctypes.POINTER(ctypes.c_void_p), ctypes.POINTER(ctypes.c_size_t)
+_TAKER = ctypes.CFUNCTYPE(
+    None, ctypes.c_void_p, ctypes.POINTER(ctypes.c_uint), ctypes.c_size_t, _WORDS, _SIZES, ctypes.c_size_t
+)
+
+
 class Library:
     """The launchers of one .cu file. Skips the test where the machine cannot compile it."""
 
@@ -92,7 +109,8 @@ class Library:
         lacking = missing()
         if lacking:
             pytest.skip(lacking)
-        self._loaded = ctypes.CDLL(str(build(Path(source))))
+        self._path = build(Path(source))
+        self._loaded = ctypes.CDLL(str(self._path))
         self._loaded.simt_error.restype = ctypes.c_char_p
         self._loaded.simt_blocks.restype = ctypes.c_int64
 
@@ -108,6 +126,30 @@ class Library:
         if error:
             raise SimtError(ERRORS.get(error) or self._loaded.simt_error().decode())
         return self._loaded.simt_blocks()
+
+    def launches(self, launcher: str, *arguments) -> list[Launched]:
+        """What a launcher launches, in order; no kernel runs, and no pointer is followed. Otherwise as `run`."""
+        taken: list[Launched] = []
+
+        @_TAKER
+        def take(kernel, shape, shared_bytes, values, sizes, count):
+            each = [ctypes.string_at(values[k], sizes[k]) for k in range(count)]
+            taken.append(Launched(self._symbols[kernel], tuple(shape[:3]), tuple(shape[3:6]), shared_bytes, each))
+
+        self._loaded.simt_take(take)
+        try:
+            self.run(launcher, *arguments)
+        finally:
+            self._loaded.simt_take(None)
+        return taken
+
+    @cached_property
+    def _symbols(self) -> dict[int, str]:
+        """The functions of the library, those of this file alone too, by their addresses."""
+        listed = subprocess.run(["nm", self._path], capture_output=True, text=True, check=True).stdout
+        at = {name: int(place, 16) for place, kind, name in re.findall(r"^(\w+) ([tTwW]) (\S+)$", listed, re.M)}
+        base = ctypes.cast(self._loaded.simt_take, ctypes.c_void_p).value - at["simt_take"]
+        return {base + place: name for name, place in at.items()}
 
 
 def _argument(value):

@@ -11,8 +11,14 @@ namespace {
 constexpr unsigned kMostThreads = 1024, kMostX = 0x7fffffff, kMostYZ = 65535;
 constexpr size_t kMostShared = 227 << 10;
 
+// Takes a launch in place of running it: the kernel's address, x, y and z of grid and block, bytes of dynamic shared memory, and
+// the arguments.
+using Taker = void (*)(const void* kernel, const unsigned* shape, size_t shared_bytes, const void* const* arguments,
+                       const size_t* sizes, size_t count);
+
 // How the next launches run, and what the last one was.
 struct Session {
+  Taker taker = nullptr;
   uint64_t seed = 0;
   int64_t first = 0, last = INT64_MAX;  // the blocks that are run
   int64_t blocks = 0, threads = 0;
@@ -32,10 +38,16 @@ bool possible(const cudaLaunchConfig_t& by) {
 
 }  // namespace
 
-cudaError_t launch(const cudaLaunchConfig_t& config, const std::function<void()>& kernel) {
+cudaError_t launch(const cudaLaunchConfig_t& config, const Given& given, const std::function<void()>& kernel) {
   Session& by = session();
   if (!possible(config)) return cudaErrorInvalidConfiguration;
   const dim3 size = grid() = config.gridDim;
+  if (by.taker) {
+    const dim3 block = config.blockDim;
+    const unsigned shape[] = {size.x, size.y, size.z, block.x, block.y, block.z};
+    by.taker(given.kernel, shape, config.dynamicSmemBytes, given.arguments.data(), given.sizes.data(), given.sizes.size());
+    return cudaSuccess;
+  }
   by.blocks = int64_t{size.x} * size.y * size.z;
   by.threads = int64_t{config.blockDim.x} * config.blockDim.y * config.blockDim.z;
   const int64_t first = std::min(by.first, by.blocks), last = std::min(by.last, by.blocks);
@@ -62,6 +74,8 @@ void simt_configure(uint64_t seed, int64_t first, int64_t last) {
   simt::session().first = first;
   simt::session().last = last;
 }
+// From now on launches are handed to `taker`, or run again where it is null.
+void simt_take(simt::Taker taker) { simt::session().taker = taker; }
 const char* simt_error() { return simt::session().error.c_str(); }
 int64_t simt_blocks() { return simt::session().blocks; }
 int64_t simt_threads() { return simt::session().threads; }
