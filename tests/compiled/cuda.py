@@ -40,9 +40,13 @@ def ptx(source: str, target: str) -> str:
 def kernels(source: str, target: str) -> list[CudaKernel]:
     """Every kernel of a file, and what ptxas says that it needs."""
     report, _ = _compile(source, target, "cubin")
-    return [
-        _kernel(entry, report, ptx(source, target)) for entry in re.findall(r"\.entry (\w+)\(", ptx(source, target))
-    ]
+    return [_kernel(name, entry, report, ptx(source, target)) for name, entry in entries(source, target).items()]
+
+
+@cache
+def entries(source: str, target: str) -> dict[str, str]:
+    """The entry of every kernel of a file, by its name with template arguments."""
+    return {source_name(entry): entry for entry in re.findall(r"\.entry (\w+)\(", ptx(source, target))}
 
 
 def find(source: str, target: str, name: str) -> CudaKernel:
@@ -62,7 +66,7 @@ def _compile(source: str, target: str, kind: str) -> tuple[str, str]:
         return done.stderr, out.read_text() if kind == "ptx" else ""
 
 
-def _kernel(entry: str, report: str, module: str) -> CudaKernel:
+def _kernel(name: str, entry: str, report: str, module: str) -> CudaKernel:
     said = report[report.index(f"Compiling entry function '{entry}'") :]
     frame, stores, loads = re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes", said).groups()
     used = said[said.index("Used ") :].splitlines()[0]
@@ -80,10 +84,10 @@ def _kernel(entry: str, report: str, module: str) -> CudaKernel:
         **access_widths(body),
         **count_wide(body),
     )
-    return CudaKernel(_source_name(entry), entry, x * y * z, needs)
+    return CudaKernel(name, entry, x * y * z, needs)
 
 
-def _source_name(entry: str) -> str:
+def source_name(entry: str) -> str:
     """interpolate<float, float, 4> from its mangled name; namespaces and casts of template arguments are left out."""
     whole = subprocess.run(["c++filt", entry], capture_output=True, text=True, check=True).stdout.strip()
     whole = whole.replace("(anonymous namespace)::", "").replace("gpfast::", "").removeprefix("void ")

@@ -95,6 +95,13 @@ def test_a_lane_outside_of_its_own_mask_is_caught():
         run("vote.sync.ballot.b32 x, 1, 0xffff;", WORDS)
 
 
+def test_lanes_of_one_mask_that_have_another_are_caught():
+    masks = "setp.lt.u32 p, k, 16; selp.b32 x, 0xffff, {}, p; vote.sync.ballot.b32 y, 1, x;"
+    with pytest.raises(Fault, match="lanes of one member mask have another"):
+        run(masks.format("-1"), WORDS)
+    run(masks.format("0xffff0000"), WORDS)
+
+
 def test_a_mask_that_names_exited_lanes_is_a_warning():
     _, counters = run("setp.lt.u32 p, k, 16; @!p exit; vote.sync.ballot.b32 x, 1, -1;", WORDS)
     assert counters.warnings == {"a member mask names lanes that exited"}

@@ -45,7 +45,9 @@ __global__ void __launch_bounds__(kThreads) block_sums(const float* __restrict__
     if (threadIdx.x % 32 == 31) return;
   }
   float mine = x[i];
-  if constexpr (mistake == Mistake::kMisaligned) mine += load(x + 1 + 4 * threadIdx.x % 8).lane[0] * 0;
+  if constexpr (mistake == Mistake::kMisaligned) {
+    for (const float lane : load(x + 1 + 4 * threadIdx.x % 8).lane) mine += lane * 0;
+  }
   const float sum = warp_sum<mistake>(mine);
   const unsigned beyond = mistake == Mistake::kOneBeyondShared ? 1 : 0;
   if (threadIdx.x % 32 == 0) sums[warp + beyond] = sum;

@@ -24,6 +24,12 @@ REPOSITORY = HERE.parents[1]
 CSRC = REPOSITORY / "csrc"
 CACHE = REPOSITORY / "build" / "simt"
 SHIM = HERE / "shim"
+SEEDED = HERE / "seeded.cu"
+# In the order of seeded.cu.
+MISTAKES = (
+    "none", "missing barrier", "missing second barrier", "divergent barrier", "skipped barrier", "wrong mask",
+    "other mask", "exited lane", "stale lane", "one beyond", "one beyond shared", "misaligned",
+)  # fmt: skip
 
 SANITIZED = os.environ.get("GPFAST_SIMT_SANITIZE", "0") == "1"
 FLAGS = "-std=c++20 -O1 -g1 -fPIC -shared -ffp-contract=off -fno-strict-aliasing -DGPFAST_SIMT -w".split()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from interpolate_kernel_checks import check_interpolation
 from simt import CSRC, DTYPES, Library, SimtError
 
 SHAPES = [(1, 1), (1, 7), (3, 5), (31, 1), (1, 33), (5, 255), (4, 256), (2, 257), (3, 1000), (1, 4097)]
@@ -17,19 +18,7 @@ def library():
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "unaligned"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_value(library, dtype, aligned, shape, shared):
-    rows, cols = (1, shape[0] * shape[1]) if shared else shape
-    generator = torch.Generator().manual_seed(0)
-    start = 0 if aligned else 1
-    real, fake = (torch.randn(rows * cols + start, generator=generator).to(dtype)[start:] for _ in range(2))
-    real[-1], fake[0] = torch.inf, torch.nan
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    alpha = torch.rand(rows, generator=generator, dtype=wide)
-    out = torch.full((rows * cols + start,), torch.nan, dtype=dtype)[start:]
-    library.run("gpfast_interpolate_cuda", dtype, real, fake, alpha, out, rows, cols)
-    # Rounded as the eager formula is, then once to the dtype.
-    a = alpha.repeat_interleave(cols)
-    expected = (a * real.to(wide) + (1 - a) * fake.to(wide)).to(dtype)
-    assert torch.equal(out.nan_to_num(9), expected.nan_to_num(9))
+    check_interpolation(library, dtype, shape, shared, start=0 if aligned else 1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -6,21 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from simt import REPOSITORY, Library, SimtError, build, missing, sanitized_environment
+from simt import MISTAKES, REPOSITORY, SEEDED, Library, SimtError, build, missing, sanitized_environment
 
 HERE = Path(__file__).resolve().parent
-SOURCE = HERE / "seeded.cu"
-# In the order of seeded.cu.
-MISTAKES = (
-    "none", "missing barrier", "missing second barrier", "divergent barrier", "skipped barrier", "wrong mask",
-    "other mask", "exited lane", "stale lane", "one beyond", "one beyond shared", "misaligned",
-)  # fmt: skip
 BLOCKS = 3
 
 
 @pytest.fixture(scope="module")
 def library():
-    return Library(SOURCE)
+    return Library(SEEDED)
 
 
 def sums(library, mistake, seed=1):
@@ -72,13 +66,13 @@ def test_mistakes_show_in_the_values(library, mistake):
 def test_sanitizers_see_accesses_that_are_not_the_kernels(mistake, words):
     if missing():
         pytest.skip(missing())
-    build(SOURCE, sanitized=True)
+    build(SEEDED, sanitized=True)
     program = (
         f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
-        "import test_simt\n"
+        "import simt, test_simt\n"
         f"for mistake in ('none', {mistake!r}):\n"
         "    print(mistake, flush=True)\n"
-        "    test_simt.sums(test_simt.Library(test_simt.SOURCE), mistake)\n"
+        "    test_simt.sums(test_simt.Library(simt.SEEDED), mistake)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, env=sanitized_environment(), capture_output=True, text=True

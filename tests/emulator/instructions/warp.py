@@ -22,6 +22,8 @@ def _check_members(threads: Threads, mask: str, lanes: np.ndarray) -> np.ndarray
     """Which threads are here; every lane that the mask names must be, except those that exited."""
     members = threads.read(mask, "u32", lanes).astype(np.int64)
     active = _active(threads, lanes)
+    if (members != members[0]).any():
+        _check_that_members_agree(threads, members, lanes)
     here, alive = _masks(active)[lanes >> 5], _masks(~threads.exited)[lanes >> 5]
     if ((members >> (lanes & 31)) & 1 == 0).any():
         raise Fault("a lane is not in its own member mask")
@@ -30,6 +32,16 @@ def _check_members(threads: Threads, mask: str, lanes: np.ndarray) -> np.ndarray
     if (members & ~alive).any():
         threads.counters.warnings.add("a member mask names lanes that exited")
     return active
+
+
+def _check_that_members_agree(threads: Threads, members: np.ndarray, lanes: np.ndarray):
+    masks = np.zeros(threads.count, np.int64)  # 0: not here
+    masks[lanes] = members
+    masks = masks.reshape(-1, WARP)
+    named = (masks[:, :, None] >> np.arange(WARP)) & 1 == 1
+    other = (masks[:, :, None] != masks[:, None, :]) & (masks[:, None, :] != 0)
+    if (named & other).any():
+        raise Fault("lanes of one member mask have another")
 
 
 def shuffle(threads: Threads, op: Instruction, lanes: np.ndarray):
