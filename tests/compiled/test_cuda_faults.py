@@ -18,7 +18,7 @@ WORDS = {
     "skipped barrier": "divergent barrier: reached after some threads of the CTA exited",
     "wrong mask": "a lane is not in its own member mask",
     "other mask": "lanes of one member mask have another",
-    "exited lane": "lanes that the member mask names are not here",
+    "exited lane": "shuffle from a lane that is not here",
     "stale lane": "shuffle from a lane that is not here",
     "one beyond": "out-of-bounds write of 4 bytes of global memory by CTA 2, thread 0",
     "one beyond shared": "out-of-bounds access of shared memory",

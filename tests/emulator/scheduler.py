@@ -1,13 +1,14 @@
 """Which threads run next: those at the lowest instruction, so that threads which part meet again as on hardware.
 
 A group runs until it branches, waits, or meets others. A barrier opens when every thread of its CTA that has not
-exited waits.
+exited waits. At a shuffle or vote lanes wait for those that their member mask names.
 """
 
 import numpy as np
 
 from .faults import Fault
 from .instructions import OPERATIONS, check_modelled
+from .instructions.warp import MEMBERS, waits_for_others
 from .parser import Instruction, Program
 from .threads import Threads
 
@@ -29,19 +30,25 @@ def blocks_start(program: Program) -> set[int]:
 
 
 class _State:
-    """Where each thread is: the number of its next instruction, and the barrier it waits at."""
+    """Where each thread is: the number of its next instruction, the barrier it waits at, whether it waits for lanes of
+    its warp; and how many instructions were executed, of which those that only wait are none."""
 
     def __init__(self, threads: Threads):
         self.end = len(threads.program.instructions)
         self.next = np.where(threads.exists, 0, self.end).astype(np.int32)
         self.waits = np.full(threads.count, NOT_WAITING, np.int32)
+        self.for_lanes = np.zeros(threads.count, bool)
+        self.executed, self.released_at = 0, -1
 
 
 def run(threads: Threads, block_starts: set[int]):
     """All threads, to their end."""
     state = _State(threads)
     while True:
-        ready = (state.next < state.end) & (state.waits == NOT_WAITING)
+        ready = (state.next < state.end) & (state.waits == NOT_WAITING) & ~state.for_lanes
+        if not ready.any() and state.for_lanes.any():
+            _release_lanes(threads, state)
+            continue
         if not ready.any():
             if not (state.waits != NOT_WAITING).any():
                 return
@@ -51,6 +58,15 @@ def run(threads: Threads, block_starts: set[int]):
         group = np.nonzero(ready & (state.next == places[0]))[0]
         meeting = int(places[1]) if len(places) > 1 else _NOWHERE
         _run_group(threads, state, group, int(places[0]), meeting, block_starts)
+
+
+def _release_lanes(threads: Threads, state: _State):
+    """Lets lanes look again, as those that they waited for may have exited."""
+    if state.executed == state.released_at:
+        op = threads.program.instructions[state.next[state.for_lanes][0]]
+        raise Fault(f"lanes that the member mask names are not here | {op.text}")
+    state.released_at = state.executed
+    state.for_lanes[:] = False
 
 
 def _open_barriers(threads: Threads, state: _State):
@@ -77,10 +93,20 @@ def _run_group(threads: Threads, state: _State, group: np.ndarray, at: int, meet
     program = threads.program
     while True:
         op = program.instructions[at]
+        in_warp = op.parts[0] in MEMBERS and not is_barrier(op)
+        if in_warp:
+            group = _with_those_that_wait(state, group, at)
         lanes = group
         if op.guard is not None:
             taken = threads.read(op.guard, "pred", group)
             lanes = group[~taken if op.negated else taken]
+        if in_warp and len(lanes):
+            waiting = _that_must_wait(threads, op, lanes)
+            state.next[waiting], state.for_lanes[waiting] = at, True
+            group, lanes = (np.setdiff1d(some, waiting) for some in (group, lanes))
+            if not len(group):
+                return
+        state.executed += 1
         name = op.parts[0]
         threads.counters.instruction(name, lanes, group)
         if name == "bra" or name in ("ret", "exit") or is_barrier(op):
@@ -101,6 +127,20 @@ def _run_group(threads: Threads, state: _State, group: np.ndarray, at: int, meet
         if at >= min(meeting, state.end) or at in block_starts:
             state.next[group] = at
             return
+
+
+def _with_those_that_wait(state: _State, group: np.ndarray, at: int) -> np.ndarray:
+    waiting = np.nonzero(state.for_lanes & (state.next == at))[0]
+    state.for_lanes[waiting] = False
+    return np.union1d(group, waiting)
+
+
+def _that_must_wait(threads: Threads, op: Instruction, lanes: np.ndarray) -> np.ndarray:
+    """Lanes that wait for others of their warp."""
+    try:
+        return lanes[waits_for_others(threads, op, lanes)]
+    except Fault as fault:
+        raise Fault(f"{fault} | {op.text}") from None
 
 
 def _check_barrier(threads: Threads, op: Instruction):

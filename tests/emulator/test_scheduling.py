@@ -85,6 +85,23 @@ def test_a_shuffle_by_half_a_warp_that_names_all_is_caught():
         run(HALF.format("shfl.sync.bfly.b32 x, k, 1, 0x1f, -1;"), WORDS)
 
 
+def test_lanes_that_come_late_are_waited_for():
+    """The upper half of the second warp goes by way of instructions behind the shuffle; the first warp is whole."""
+    body = """setp.gt.u32 p, k, 47; @p bra LATE; mov.u32 x, k;
+        SHUFFLE: shfl.sync.bfly.b32 x, x, 16, 0x1f, -1; mad.wide.u32 at, k, 4, in; st.global.u32 [at], x; bra END;
+        LATE: mov.u32 x, k; bra SHUFFLE; END: bar.sync 0;"""
+    out, _ = run(body, np.zeros(64, np.uint32), block=64)
+    np.testing.assert_array_equal(out, np.arange(64) ^ 16)
+
+
+def test_registers_that_nobody_wrote_are_nan():
+    body = "setp.lt.u32 p, k, 1; @p mov.f32 v, 0f00000000; mad.wide.u32 at, k, 4, in; {} st.global.f32 [at], {};"
+    out, counters = run(body.format("", "v"), np.zeros(4, np.float32), block=4)
+    assert np.isnan(out).tolist() == [False, True, True, True] and not counters.warnings
+    out, counters = run(body.format("", "w"), np.zeros(4, np.float32), block=4)
+    assert np.isnan(out).all() and counters.warnings == {"read of a register that was never written: w"}
+
+
 def test_a_shuffle_from_a_lane_that_is_not_there_is_caught():
     with pytest.raises(Fault, match="shuffle from a lane that is not here"):
         run(HALF.format("shfl.sync.bfly.b32 x, k, 16, 0x1f, 0xffff;"), WORDS)

@@ -11,6 +11,7 @@ from .parser import Instruction, Program
 from .values import FLOAT, SIGNED, UNSIGNED, typed, untyped, width
 
 WARP = 32
+POISON = (1 << 64) - 1  # in registers that nobody wrote: NaN
 
 
 class Launch:
@@ -72,7 +73,7 @@ class Threads:
             if operand != "_":
                 self.counters.warnings.add(f"read of a register that was never written: {operand}")
             bits = max(self.program.registers.get(operand, 32), 8)
-            return typed(np.zeros(len(lanes), UNSIGNED[bits]), ptx_type)
+            return typed(np.full(len(lanes), POISON, np.uint64).astype(UNSIGNED[bits]), ptx_type)
         if operand in self.launch.symbols:
             return np.full(len(lanes), self.launch.symbols[operand], UNSIGNED[size])
         if operand == "WARP_SZ":
@@ -96,7 +97,8 @@ class Threads:
             self._registers[register] = np.array(bits)
             return
         if register not in self._registers:
-            self._registers[register] = np.zeros(self.count, bool if size == 1 else UNSIGNED[size])
+            poison = np.full(self.count, POISON, np.uint64)
+            self._registers[register] = poison.astype(bool if size == 1 else UNSIGNED[size])
         self._registers[register][lanes] = bits
 
     def predicate(self, operand: str, lanes: np.ndarray) -> np.ndarray:

@@ -133,6 +133,10 @@ class Library:
             raise SimtError(ERRORS.get(error) or self._loaded.simt_error().decode())
         return self._loaded.simt_blocks()
 
+    def ask(self, function: str, *arguments):
+        """Calls a function that launches nothing, and answers through a tensor."""
+        self.run(function, *arguments)
+
     def launches(self, launcher: str, *arguments) -> list[Launched]:
         """What a launcher launches, in order; no kernel runs, and no pointer is followed. Otherwise as `run`."""
         taken: list[Launched] = []

@@ -24,6 +24,10 @@ class NormCall(ctypes.Structure):
         + [("on", ctypes.c_double), ("off", ctypes.c_double), ("workspace", ctypes.c_void_p)]
     )
 
+    def __init__(self, *values, **named):
+        super().__init__(*values, **named)
+        self.tensors = {}  # what its pointers mean, by name
+
 
 @pytest.fixture(scope="module")
 def library():
@@ -142,7 +146,8 @@ class Case:
         pointers = {name: x.data_ptr() for name, x in told.items() if x is not None}
         shape = self.shape
         call = NormCall(*shape[1:], shape.order, on=self.slopes[0], off=self.slopes[1], **pointers)
-        workspace = workspace_for(library, launcher, self.dtype, call, math.nan)  # noqa: F841, which the call points to
+        call.tensors = {name: x for name, x in told.items() if x is not None}
+        workspace_for(library, launcher, self.dtype, call, math.nan)
         library.run(f"gpfast_normalize_{launcher}_cuda", self.dtype, call, seed=seed)
 
     def of_parameter(self, wanted=True):
@@ -383,9 +388,11 @@ def in_front(tensor, elements):
 def workspace_for(library, launcher, dtype, call, fill):
     """A workspace exactly as long as the launcher says, which the call is told of."""
     elements = torch.zeros(1, dtype=torch.int64)
-    library.run(f"gpfast_normalize_{launcher}_workspace_cuda", dtype, call, elements)
+    library.ask(f"gpfast_normalize_{launcher}_workspace_cuda", dtype, call, elements)
     workspace = torch.full((int(elements),), fill, dtype=wide(dtype))
     call.workspace = workspace.data_ptr() or None
+    if workspace.numel():
+        call.tensors["workspace"] = workspace
     return workspace
 
 

@@ -18,20 +18,29 @@ def _active(threads: Threads, lanes: np.ndarray) -> np.ndarray:
     return active
 
 
-def _check_members(threads: Threads, mask: str, lanes: np.ndarray) -> np.ndarray:
-    """Which threads are here; every lane that the mask names must be, except those that exited."""
-    members = threads.read(mask, "u32", lanes).astype(np.int64)
-    active = _active(threads, lanes)
-    if (members != members[0]).any():
-        _check_that_members_agree(threads, members, lanes)
-    here, alive = _masks(active)[lanes >> 5], _masks(~threads.exited)[lanes >> 5]
+MEMBERS = {"shfl": 4, "vote": 2, "bar": 0}  # which operand is the member mask
+
+
+def _members(threads: Threads, op: Instruction, lanes: np.ndarray) -> np.ndarray:
+    return threads.read(op.operands[MEMBERS[op.parts[0]]], "u32", lanes).astype(np.int64)
+
+
+def waits_for_others(threads: Threads, op: Instruction, lanes: np.ndarray) -> np.ndarray:
+    """Which of the lanes have one in their member mask that is not here, and has not exited."""
+    here, alive = (_masks(there)[lanes >> 5] for there in (_active(threads, lanes), ~threads.exited))
+    return (_members(threads, op, lanes) & alive & ~here) != 0
+
+
+def _check_members(threads: Threads, op: Instruction, lanes: np.ndarray) -> np.ndarray:
+    """Which threads are here: the scheduler has waited for all that the masks name, except those that exited."""
+    members, alive = _members(threads, op, lanes), _masks(~threads.exited)[lanes >> 5]
     if ((members >> (lanes & 31)) & 1 == 0).any():
         raise Fault("a lane is not in its own member mask")
-    if (members & alive & ~here).any():
-        raise Fault("lanes that the member mask names are not here")
+    if (members != members[0]).any():
+        _check_that_members_agree(threads, members, lanes)
     if (members & ~alive).any():
         threads.counters.warnings.add("a member mask names lanes that exited")
-    return active
+    return _active(threads, lanes)
 
 
 def _check_that_members_agree(threads: Threads, members: np.ndarray, lanes: np.ndarray):
@@ -45,7 +54,7 @@ def _check_that_members_agree(threads: Threads, members: np.ndarray, lanes: np.n
 
 
 def shuffle(threads: Threads, op: Instruction, lanes: np.ndarray):
-    active = _check_members(threads, op.operands[4], lanes)
+    active = _check_members(threads, op, lanes)
     value, by, limits = (threads.read(o, "u32", lanes) for o in op.operands[1:4])
     by, limits, lane = (by & 31).astype(np.int64), limits.astype(np.int64), lanes & 31
     segment, clamp = (limits >> 8) & 31, limits & 31
@@ -64,7 +73,7 @@ def shuffle(threads: Threads, op: Instruction, lanes: np.ndarray):
 
 
 def vote(threads: Threads, op: Instruction, lanes: np.ndarray):
-    active = _check_members(threads, op.operands[2], lanes)
+    active = _check_members(threads, op, lanes)
     yes = np.zeros(threads.count, bool)
     yes[lanes] = threads.predicate(op.operands[1], lanes)
     warp = lanes >> 5
@@ -82,7 +91,7 @@ def active_mask(threads: Threads, op: Instruction, lanes: np.ndarray):
 
 
 def warp_barrier(threads: Threads, op: Instruction, lanes: np.ndarray):
-    _check_members(threads, op.operands[0], lanes)
+    _check_members(threads, op, lanes)
 
 
 def nothing(threads: Threads, op: Instruction, lanes: np.ndarray):
