@@ -34,6 +34,7 @@ class Kernel:
         grid, block = ((*shape, 1, 1)[:3] for shape in (grid, block))
         symbols, shared_bytes = self._lay_out_shared(shared_bytes)
         symbols |= self._program.local
+        symbols |= {name: parameter.offset for name, parameter in self._program.parameters.items()}
         symbols |= {t.name: memory.put(np.frombuffer(t.values, np.uint8)).address for t in self._program.tables}
         launch = Launch(self._program, grid, block, self._pack(arguments), symbols, memory)
         launch.counters.shared_bytes = shared_bytes

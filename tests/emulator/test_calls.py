@@ -101,6 +101,16 @@ def test_calls_local_memory_and_tables():
     np.testing.assert_array_equal(found[:, 3], 9)
 
 
+def test_parameters_have_addresses():
+    module = MODULE.replace("LOCAL", "0").replace(
+        "ld.param.u32 %r6, [main_param_1+4];",
+        "mov.b64 %rd6, main_param_1; and.b32 %r6, %r1, 1; mad.wide.u32 %rd6, %r6, 4, %rd6; ld.param.u32 %r6, [%rd6];",
+    )
+    np.testing.assert_array_equal(run(module)[:, 3], np.where(np.arange(16) % 2, 9, 7))
+    with pytest.raises(Fault, match="out-of-bounds access of the parameters"):
+        run(module.replace("[%rd6]", "[%rd6+16]"))
+
+
 def test_local_memory_is_bounded():
     with pytest.raises(Fault, match="out-of-bounds access of local memory: 24 \\+ 4 of"):
         run(MODULE.replace("depot[8]", "depot[4]").replace("LOCAL", "0").replace("%rd1+4", "%rd1+8"))

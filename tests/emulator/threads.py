@@ -19,7 +19,7 @@ class Launch:
 
     def __init__(self, program: Program, grid, block, parameters: bytes, symbols: dict[str, int], memory: Memory):
         self.program, self.grid, self.block, self.symbols, self.memory = program, grid, block, symbols, memory
-        self.parameters = np.frombuffer(parameters, np.uint8)
+        self.parameters = np.frombuffer(parameters + bytes(-len(parameters) % 8), np.uint8)
         self.counters = Counters(len(memory.bytes))
         self.races = GlobalRaces(len(memory.bytes), program.smallest_access("global"))
 
@@ -136,6 +136,10 @@ class Threads:
                 self.shared.access(offsets, size, lanes >> 5, cta, writes)
             self.counters.shared_access(addresses, size, lanes)
             return self.shared.bytes, offsets
+        if space == "param":
+            if ((addresses < 0) | (addresses + size > len(self.launch.parameters))).any():
+                raise Fault("out-of-bounds access of the parameters")
+            return self.launch.parameters, addresses
         if space == "local":
             return self.local.bytes, self.local.offsets(addresses, size, lanes)
         if space != "global":

@@ -149,6 +149,7 @@ class Case:
         call.tensors = {name: x for name, x in told.items() if x is not None}
         workspace_for(library, launcher, self.dtype, call, math.nan)
         library.run(f"gpfast_normalize_{launcher}_cuda", self.dtype, call, seed=seed)
+        return call
 
     def of_parameter(self, wanted=True):
         return torch.full((self.shape.groups * self.shape.depth,), math.nan, dtype=wide(self.dtype)) if wanted else None
