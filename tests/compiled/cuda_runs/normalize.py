@@ -25,7 +25,8 @@ from test_normalize_simt import (
 from cuda_runs import Bound
 
 # One of each way through the kernels, and lengths that are no multiples of a vector.
-SHAPES = [ROWS[2], GROUPED_ROWS[0], PIXEL_SHAPES[0], *PLANE_SHAPES[:3], BATCH_SHAPES[0]]
+MANY_GROUPS = Shape(BATCH, 2, 300, 1, 3)  # more than the coefficients of one block
+SHAPES = [ROWS[2], GROUPED_ROWS[0], PIXEL_SHAPES[0], *PLANE_SHAPES[:3], BATCH_SHAPES[0], MANY_GROUPS]
 LONG = [LONG_ROWS[0], LONGER_ROWS[0], BATCH_SHAPES[3]]
 
 
