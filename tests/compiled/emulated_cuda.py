@@ -6,7 +6,6 @@ What is launched is up to the file's host code, compiled by g++ as in tests/simt
 import ctypes
 from functools import cache
 from math import prod
-from pathlib import Path
 from typing import NamedTuple
 
 import cuda
@@ -24,10 +23,13 @@ class Ran(NamedTuple):
 
 
 class EmulatedLibrary:
-    """Runs launchers as simt.Library does; `ran` has every kernel that was executed."""
+    """Runs launchers as simt.Library does; `ran` has every kernel that was executed.
 
-    def __init__(self, source: Path, target: str = "sm_90"):
-        self._source, self._target = str(source), target
+    source: of cuda.SOURCES, or a path.
+    """
+
+    def __init__(self, source: str, target: str = "sm_90"):
+        self._source, self._target = source, target
         self.ran: list[Ran] = []
 
     def run(self, launcher: str, *arguments, seed: int | None = None):
@@ -60,7 +62,7 @@ class EmulatedLibrary:
 
 @cache
 def _host(source: str) -> simt.Library:
-    return simt.Library(Path(source))
+    return simt.Library(cuda.CSRC / source)
 
 
 @cache

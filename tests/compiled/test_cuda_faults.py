@@ -28,7 +28,7 @@ WORDS = {
 
 def sums(mistake: str) -> tuple[torch.Tensor, torch.Tensor]:
     x, out = torch.arange(256.0 * BLOCKS), torch.full((BLOCKS,), torch.nan)
-    EmulatedLibrary(simt.SEEDED).run("seeded_sums", simt.MISTAKES.index(mistake), x, out, x.numel())
+    EmulatedLibrary(str(simt.SEEDED)).run("seeded_sums", simt.MISTAKES.index(mistake), x, out, x.numel())
     return out, x.view(BLOCKS, 256).sum(1)
 
 

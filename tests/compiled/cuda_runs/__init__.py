@@ -10,7 +10,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
-import cuda
 from emulated_cuda import EmulatedLibrary
 
 DRAM, SECTORS = 1.05, 1.1
@@ -46,7 +45,7 @@ def table(source: str, kind: str) -> dict[str, Callable]:
 
 @cache
 def execute(source: str, kind: str, name: str) -> Executed:
-    library = EmulatedLibrary(cuda.CSRC / source)
+    library = EmulatedLibrary(source)
     bound = table(source, kind)[name](library)
     dram, sectors = (sum(getattr(r.counters, what) for r in library.ran) for what in ("dram_bytes", "sector_bytes"))
     return Executed([(r.kernel, r.ctas) for r in library.ran], dram, sectors, bound)
