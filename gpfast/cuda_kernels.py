@@ -11,7 +11,7 @@ import gpfast.interpolate  # noqa: F401
 ENDS = frozenset({"interpolate", "gradient_norm", "gradient_norm_seed"})
 # The sweeps, in CUDA (csrc/ops/*.cu): registered where the extension was built with nvcc.
 SWEEPS = frozenset({"gate", "gate_", "gated", "gated_", "slope", "slope_", "slope_and_curve", "slope_and_curve_"})
-SWEEPS |= {"add_slope_"}
+SWEEPS |= {"add_slope_", "normalize_adjoint", "normalize_tangent"}
 
 
 def has_plain_formula(name: str) -> bool:
