@@ -1,6 +1,7 @@
 """Builds gpfast._C: C++ linked to libtorch_cpu and c10, .cu files by nvcc with the static CUDA runtime, so that one
 binary imports with and without a GPU. GPFAST_NO_EXT=1: pure Python. GPFAST_CUDA=0|1: as told (unset: where nvcc is)."""
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ with_cuda = os.environ.get("GPFAST_CUDA") or ("1" if nvcc else "0")
 arguments = {}
 if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
     try:
+        import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError:
         raise SystemExit("gpfast builds against the installed torch: use pip install --no-build-isolation .") from None
@@ -31,6 +33,11 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
     extension.libraries = ["c10", "torch_cpu"]
 
     class Build(BuildExtension):
+        def finalize_options(self):
+            super().finalize_options()
+            # Objects stay, also those of an editable install, for the next build against the same torch.
+            self.build_temp = os.path.join("build", f"torch-{torch.__version__}")
+
         def build_extensions(self):
             if with_cuda == "1":
                 # The nvcc on PATH may be a wrapper script: it says itself where its libraries are.
@@ -49,8 +56,14 @@ if os.environ.get("GPFAST_NO_EXT", "0") in ("", "0"):
             flags = [f"-gencode=arch=compute_{code.split('_')[1]},code={code}" for code in codes]
             flags += [f'-DGPFAST_CUDA_TARGETS="{" ".join(codes)}"', "-Xcompiler=-fPIC,-fvisibility=hidden"]
             out = Path(self.build_temp, source).with_suffix(".cu.o")
-            out.parent.mkdir(parents=True, exist_ok=True)
-            subprocess.run([nvcc, *flags, "-O3", "-Icsrc", "-c", source, "-o", out], check=True)
+            command = [nvcc, *flags, "--threads=0", "-O3", "-Icsrc", "-c", str(source), "-o", str(out)]
+            read = [source, *sorted(Path("csrc").rglob("*.h"))]
+            digest = hashlib.sha256(repr((command, [path.read_bytes() for path in read])).encode()).hexdigest()
+            made_of = out.with_suffix(".sha256")
+            if not (out.exists() and made_of.exists() and made_of.read_text() == digest):
+                out.parent.mkdir(parents=True, exist_ok=True)
+                subprocess.run(command, check=True)
+                made_of.write_text(digest)
             return str(out)
 
     arguments = {"ext_modules": [extension], "cmdclass": {"build_ext": Build}}
