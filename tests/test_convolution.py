@@ -312,6 +312,29 @@ def test_a_loss_twice_without_onednn(no_onednn):
     torch.testing.assert_close(twice, once)
 
 
+def test_the_bias_of_a_very_large_weight_without_onednn(no_onednn):
+    layer = nn.Conv2d(1024, 1056, 3)  # 74 MiB in float64: its gradient is made in blocks
+    critic, x = bent(nn.Conv2d(2, 1024, 1), layer, nn.Conv2d(1056, 1, 1)), points(2, 2, 3, 3)
+    expected, found = (run(critic, x, [layer.bias], cubic_loss)[1][0] for run in (autograd_gradients, tape_gradients))
+    assert expected.any()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@DIMS
+def test_onednn_is_switched_off_before_backward(dims, kernel):
+    critic = bent(CONVOLUTIONS[dims](3, 8, kernel), CONVOLUTIONS[dims](8, 4, kernel), CONVOLUTIONS[dims](4, 1, 1))
+    x, parameters = points(2, 3, *[9] * dims), list(critic.parameters())
+    _, (*expected, _) = autograd_gradients(critic, x, parameters, cubic_loss)
+    critic.float()
+    value = gpfast.input_gradient_loss(critic, x.float(), cubic_loss, engine="tape")
+    with as_on_a_gpu():
+        found = torch.autograd.grad(value, list(critic.parameters()))
+    for ours, exact in zip(found, expected, strict=True):
+        assert exact.any()
+        assert (ours - exact).norm() <= 1e-5 * exact.norm()
+
+
 def launches(critic, *sizes):
     x = torch.zeros(sizes)
     return Counter(operator.name.removeprefix("aten.") for operator in count_step(critic, x, x + 1).operators)

@@ -70,7 +70,8 @@ enum class Summed { as_it_comes, contiguous, over_pixels };
 class Convolution final : public Rule {
  public:
   Convolution(Place place, Tensor input, Tensor weight, ConvolutionOptions options)
-      : Rule(std::move(place)), input_(std::move(input)), weight_(std::move(weight)), options_(std::move(options)) {
+      : Rule(std::move(place)), input_(std::move(input)), weight_(std::move(weight)), options_(std::move(options)),
+        launched_(launched(weight_)) {
     sizes_.assign(input_.sizes().begin(), input_.sizes().end());
     elements_ = input_.numel();
     // Only the data gradient of ATen's own kernels for groups takes the input, to read its sizes.
@@ -115,8 +116,6 @@ class Convolution final : public Rule {
     if (!gradient.defined() && place.wanted(1)) gradient = as_it_is_made(std::move(onto[1]));
     if (values[0].defined()) {
       const Tensor b = arranged(std::move(values[0]));
-      // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
-      const bool apart = !launched(weight_) || !place.wanted(1);
       if (place.wanted(1)) {
         const Tensor h = take(input_);
         if (summed_ != Summed::as_it_comes || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
@@ -124,13 +123,14 @@ class Convolution final : public Rule {
           add_weight_gradient(gradient, b, h);
         } else {
           Tensor more;
-          std::tie(below, more, bias) = backward(b, h, weight_, {place.wanted(0), true, place.wanted(2) && !apart});
+          std::tie(below, more, bias) = backward(b, h, weight_, {place.wanted(0), true, place.wanted(2) && launched_});
           accumulate(gradient, std::move(more));
         }
       } else if (place.wanted(0)) {
         below = data_gradient(b);
       }
-      if (place.wanted(2) && apart) bias = sum_of(b);
+      // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
+      if (place.wanted(2) && !bias.defined()) bias = sum_of(b);
     }
     return {plain(std::move(below)), as_the_weight(plain(std::move(gradient))), std::move(bias)};
   }
@@ -188,7 +188,7 @@ class Convolution final : public Rule {
 
   // The tangent is the data gradient of the convolution the other way, whose weight gradient is ours: both in one call.
   bool tangent_and_gradient(const Tensor& t, Tensor& tangent) {
-    if (!launched(weight_) || !place.tangent || !place.wanted(1) || options_.groups != 1 || adds_in_blocks(onto[1])) return false;
+    if (!launched_ || !place.tangent || !place.wanted(1) || options_.groups != 1 || adds_in_blocks(onto[1])) return false;
     const auto& o = options_;
     Tensor more;
     std::tie(tangent, more, std::ignore) =
@@ -247,7 +247,7 @@ class Convolution final : public Rule {
   // Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
   int64_t blocks(const Tensor& gradient) const {
     const int64_t bytes = static_cast<int64_t>(weight_.nbytes());
-    const int64_t block = launched(weight_) ? kWorthALaunch : place.bent || gradient.defined() ? kSmallBlock : kBlock;
+    const int64_t block = launched_ ? kWorthALaunch : place.bent || gradient.defined() ? kSmallBlock : kBlock;
     return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
   }
   bool adds_in_blocks(const Tensor& gradient) const {
@@ -305,6 +305,7 @@ class Convolution final : public Rule {
   Tensor adjoint_;   // until the tangent comes
   Tensor gradient_;  // of the weight, as far as (a, t) give it
   ConvolutionOptions options_;
+  bool launched_;  // when the rule was made: the sweeps that finish may run under another setting
   Sizes sizes_;  // of the input
   Rule* repeats_ = nullptr;  // the adjoint
   int64_t elements_;
