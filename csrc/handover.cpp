@@ -379,6 +379,7 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("describe(Tensor gradient) -> str[]", &describe);
   m.def("places(Tensor gradient) -> int[]", &places);
   m.def("set_rules_enabled(bool enabled) -> ()", &set_rules_enabled);
+  m.def("set_worth_passes(int bytes) -> int", &set_worth_passes);
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeImplicitAutograd, m) {
   m.impl("input_gradient", &input_gradient);

@@ -28,9 +28,9 @@ struct Escape {
   std::vector<Source> sources;   // of neither step nor target on the parameter side
 };
 
-// A live node: the points can be reached from it.
 constexpr int kNobody = -1, kSeveral = -2;
 
+// A live node: the points can be reached from it.
 struct Step {
   NodePtr node;
   c10::SmallVector<Source, 3> sources;  // one an input

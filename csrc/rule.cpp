@@ -7,6 +7,7 @@
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <atomic>
 #include <typeinfo>
 
 #include "ops/relayout.h"
@@ -33,9 +34,16 @@ bool Place::only(unsigned mask) const {
   return true;
 }
 
+namespace {
+
+std::atomic<int64_t> worth_passes = 256 << 10;
+
+}  // namespace
+
+int64_t set_worth_passes(int64_t bytes) { return worth_passes.exchange(bytes); }
+
 bool Rule::repeated_above(const at::Tensor& adjoint) const {
-  constexpr int64_t kWorthPasses = 256 << 10;
-  const auto least = launched(adjoint) ? kWorthALaunch : kWorthPasses;
+  const int64_t least = launched(adjoint) ? kWorthALaunch : worth_passes.load();
   return reader && static_cast<int64_t>(adjoint.nbytes()) >= least && reader->repeats_adjoint();
 }
 

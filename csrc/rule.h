@@ -110,6 +110,8 @@ void accumulate(at::Tensor& into, at::Tensor value);
 // but costs a launch is done for so many bytes: where the tensor itself is what memory is short of.
 bool launched(const at::Tensor& tensor);
 constexpr int64_t kWorthALaunch = 64 << 20;
+// From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
+int64_t set_worth_passes(int64_t bytes);
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
 // In the dense layout of `like`, which has the same sizes: no copy where it is already.
