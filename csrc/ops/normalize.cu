@@ -1,6 +1,7 @@
 // The CUDA kernels of the norms. A group that is one run of memory, and fits, is held in registers between its sums and its
-// lines: one pass (held). Any other takes two: sums of parts of it (run_sums, column_sums), what they make of the norm
-// (coefficients), its lines (write_runs, write_columns). Gradients of parameters are parts, which add_parts adds up.
+// lines: one pass (held). One that is a few times as long is a block's all the same, which reads it twice (held, kTwice). Any
+// other takes two passes: sums of parts of it (run_sums, column_sums), what they make of the norm (coefficients), its lines
+// (write_runs, write_columns). Gradients of parameters are parts, which add_parts adds up, unless a block has all the rows.
 #include "ops/cuda_sums.h"
 #include "ops/normalize_pieces.h"
 #include "ops/normalize_plan.h"
@@ -21,7 +22,7 @@ __device__ __forceinline__ void weights_in_run(const Call<T>& call, int64_t chan
 #pragma unroll
   for (int k = 0; k < kVector<T>; ++k) weights[k] = 1;
   if (!call.weight || left <= 0) return;
-  // A run of several channels is held, so it is short.
+  // A run of several channels is a block's, so it is short.
   const int length = static_cast<int>(call.block.length), first = static_cast<int>(e) / length;
   int behind = static_cast<int>(e) - first * length;
   const Wide<T>* own = call.weight + channel + first;
@@ -33,22 +34,30 @@ __device__ __forceinline__ void weights_in_run(const Call<T>& call, int64_t chan
   }
 }
 
-// Where the parts of the parameters' gradients go; null where one is not wanted.
+// Where the parts of the parameters' gradients go; null where one is not wanted. already: what a part of the weight's gradient
+// that is the whole of it is added to, or null.
 template <typename A>
 struct Parts {
   A *of_weight, *of_bias;
+  const A* already;
 };
 
 // Rows, or planes: each group is one run, of `lanes` threads. Parts: (blocks, channels) for rows, of one group each;
 // (groups,) for planes, of one channel each.
+// kTwice: a group, a block's, is longer than what its threads hold at once. They read it piece by piece for the sums, and for the
+// lines from its end, which they hold still, to its begin; or put the coefficients to `made`, (statistics, kCoefficients), where
+// that is not null, and leave lines and rows' parameters to write_columns.
 // With room for one block the compiler does not spill registers to fit more.
-template <typename T, typename Form, bool kParameters>
-__global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>> parts, int lanes) {
+template <typename T, typename Form, bool kParameters, bool kTwice>
+__global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>> parts, int lanes, Wide<T>* made) {
+  static_assert(!(kParameters && kTwice));
   using A = Wide<T>;
   constexpr int kWidth = kVector<T>;
+  if (kTwice) lanes = kThreads;
   const auto& b = call.block;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % lanes, slots = kThreads / lanes;
   const int64_t groups = b.samples * b.groups, n = b.depth * b.length;
+  const int64_t at_once = int64_t{kHeld} * lanes * kWidth, last = kTwice ? (n - 1) / at_once * at_once : 0;
   const bool rows = b.length == 1, of_channel = !rows && b.depth == 1;
   A of_weight[kParameters ? kHeld : 1][kWidth] = {}, of_bias[kParameters && !Form::kBends ? kHeld : 1][kWidth] = {};
   for (int64_t first = static_cast<int64_t>(blockIdx.x) * slots; first < groups; first += static_cast<int64_t>(gridDim.x) * slots) {
@@ -58,13 +67,15 @@ __global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>>
     const A mean = mine ? call.mean_of(group) : A(0), of_group = mine && of_channel ? call.weight_of(channel) : A(1);
     Piece<T, Form> pieces[kHeld];
     A sums[Form::kSums] = {};
+    const auto element = [&](int64_t from, int j) { return from + (j * lanes + lane) * kWidth; };
+    const auto read_pieces = [&](int64_t from) {
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int64_t e = (j * lanes + lane) * kWidth;
-      pieces[j].read(call, begin + e, mine ? n - e : 0);
-    }
-    const auto weights_of = [&](int j, A(&weights)[kWidth]) {
-      const int64_t e = (j * lanes + lane) * kWidth;
+      for (int j = 0; j < kHeld; ++j) {
+        const int64_t e = element(from, j);
+        pieces[j].read(call, begin + e, mine ? n - e : 0);
+      }
+    };
+    const auto weights_of = [&](int64_t e, A(&weights)[kWidth]) {
       if (of_channel) {
 #pragma unroll
         for (int k = 0; k < kWidth; ++k) weights[k] = 1;
@@ -72,15 +83,22 @@ __global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>>
         weights_in_run(call, channel, e, mine ? n - e : 0, weights);
       }
     };
+    for (int64_t from = 0;; from += at_once) {
+      read_pieces(from);
+      A some[Form::kSums] = {};
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      A weights[kWidth];
-      weights_of(j, weights);
-      if (!Form::kBends && call.tangent) {
+      for (int j = 0; j < kHeld; ++j) {
+        A weights[kWidth];
+        weights_of(element(from, j), weights);
+        if (!Form::kBends && call.tangent) {
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) weights[k] = 1;
+          for (int k = 0; k < kWidth; ++k) weights[k] = 1;
+        }
+        pieces[j].add(call, some, mean, weights);
       }
-      pieces[j].add(call, sums, mean, weights);
+#pragma unroll
+      for (int k = 0; k < Form::kSums; ++k) sums[k] += some[k];
+      if (!kTwice || from == last) break;
     }
     sum_rows(sums, lanes);
     if (!mine) continue;
@@ -91,26 +109,35 @@ __global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>>
       if (k >= Form::first_weighted(call.tangent)) sums[k] *= of_group;
     }
     const auto of = Form::of(call.group(group), sums);
-    if (kParameters && of_channel && lane == 0) {
+    if ((kParameters || kTwice) && of_channel && lane == 0) {
       if (parts.of_weight) parts.of_weight[group] = Form::weight_gradient(of, own);
       if (parts.of_bias) parts.of_bias[group] = Form::bias_gradient(own);
     }
+    if (kTwice && made) {
+      if (lane == 0) *reinterpret_cast<typename Form::Of*>(made + group * Form::kCoefficients) = of;
+      continue;
+    }
+    if (kTwice && !call.out && !call.bent) continue;
+    for (int64_t from = last;; from -= at_once) {
+      if (from != last) read_pieces(from);
 #pragma unroll
-    for (int j = 0; j < kHeld; ++j) {
-      const int64_t e = (j * lanes + lane) * kWidth;
-      if (e >= n) break;
-      if (kParameters && rows) {
+      for (int j = 0; j < kHeld; ++j) {
+        const int64_t e = element(from, j);
+        if (e >= n) break;
+        if (kParameters && rows) {
 #pragma unroll
-        for (int k = 0; k < kWidth; ++k) {
-          const A x = pieces[j].x(call, k), d = widen(pieces[j].h.lane[k]) - mean;
-          of_weight[j][k] += Form::weight_gradient(of, x, pieces[j].other(k), d);
-          if constexpr (kParameters && !Form::kBends) of_bias[j][k] += x;
+          for (int k = 0; k < kWidth; ++k) {
+            const A x = pieces[j].x(call, k), d = widen(pieces[j].h.lane[k]) - mean;
+            of_weight[j][k] += Form::weight_gradient(of, x, pieces[j].other(k), d);
+            if constexpr (kParameters && !Form::kBends) of_bias[j][k] += x;
+          }
         }
+        if (!call.out && !call.bent) continue;
+        A weights[kWidth];
+        weights_of(e, weights);
+        pieces[j].write(call, begin + e, n - e, [&](int k) { return OwnNorm<Form>{of, mean, weights[k] * of_group}; });
       }
-      if (!call.out && !call.bent) continue;
-      A weights[kWidth];
-      weights_of(j, weights);
-      pieces[j].write(call, begin + e, n - e, [&](int k) { return OwnNorm<Form>{of, mean, weights[k] * of_group}; });
+      if (!kTwice || from == 0) break;
     }
   }
   if constexpr (kParameters) {
@@ -119,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 1) held(Call<T> call, Parts<Wide<T>>
       sum_columns(values, lanes);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k) {
-        const int64_t e = (j * lanes + lane) * kWidth + k;
+        const int64_t e = int64_t{j * lanes + lane} * kWidth + k;
         if (thread < lanes && e < n) to[blockIdx.x * n + e] = values[k];
       }
     };
@@ -277,8 +304,8 @@ __global__ void __launch_bounds__(kThreads) write_runs(Call<T> call, const Wide<
   });
 }
 
-// Pixels, and rows too long to be held: the lines, and the parts of the parameters' gradients where a row is a group: (chunks,
-// channels).
+// Pixels, and rows that are not held: the lines, and the parts of the parameters' gradients where a row is a group: (chunks,
+// channels), the whole of them where there is one chunk.
 template <typename T, typename Form, bool kParameters>
 __global__ void __launch_bounds__(kThreads) write_columns(Call<T> call, const Wide<T>* made, Parts<Wide<T>> parts, Columns by) {
   using A = Wide<T>;
@@ -326,14 +353,15 @@ __global__ void __launch_bounds__(kThreads) write_columns(Call<T> call, const Wi
     }
   }
   if constexpr (kParameters) {
-    const auto put = [&](A(&values)[kWidth], A* to) {
+    const auto put = [&](A(&values)[kWidth], A* to, const A* already) {
       sum_columns(values, by.columns);
 #pragma unroll
       for (int k = 0; k < kWidth; ++k)
-        if (thread < by.columns && k < left) to[chunk * by.channels + channel + k] = values[k];
+        if (thread < by.columns && k < left)
+          to[chunk * by.channels + channel + k] = already ? already[channel + k] + values[k] : values[k];
     };
-    if (parts.of_weight) put(of_weight, parts.of_weight);
-    if (parts.of_bias) put(of_bias, parts.of_bias);
+    if (parts.of_weight) put(of_weight, parts.of_weight, parts.already);
+    if (parts.of_bias) put(of_bias, parts.of_bias, nullptr);
   }
 }
 
@@ -389,10 +417,11 @@ class Norm {
     A* const made = sums + plan_.sums;
     A* const first = made + plan_.made;
     A* const second = told_.of_weight ? first + plan_.parts * plan_.channels : first;
-    const Parts<A> parts{told_.of_weight ? first : nullptr, told_.of_bias ? second : nullptr};
+    Parts<A> parts{told_.of_weight ? first : nullptr, told_.of_bias ? second : nullptr, nullptr};
+    if (plan_.complete) parts = {as<A>(told_.of_weight), as<A>(told_.of_bias), as<A>(told_.already)};
     int error = cudaSuccess;
     if (plan_.numel > 0) error = plan_.held ? run_held(parts, stream) : run_passes(sums, made, parts, stream);
-    return error == cudaSuccess && plan_.parameters ? run_parts(parts, stream) : error;
+    return error == cudaSuccess && plan_.parameters && !plan_.complete ? run_parts(parts, stream) : error;
   }
 
  private:
@@ -402,16 +431,25 @@ class Norm {
   }
 
   int run_held(Parts<A> parts, void* stream) const {
-    return launch_blocks(plan_.parameters ? held<T, Form, true> : held<T, Form, false>, plan_.blocks, stream, call_, parts,
-                         plan_.lanes);
+    A* const none = nullptr;
+    return launch_blocks(plan_.parameters ? held<T, Form, true, false> : held<T, Form, false, false>, plan_.blocks, stream, call_,
+                         parts, plan_.lanes, none);
   }
 
   int run_passes(A* sums, A* made, Parts<A> parts, void* stream) const {
-    int error = run_sums_of_parts(sums, stream);
-    if (error != cudaSuccess) return error;
-    error = launch_blocks(coefficients<T, Form>, parts_of(plan_.statistics, kThreads / plan_.sources.lanes), stream, call_, sums,
-                          made, plan_.rows ? Parts<A>{} : parts, plan_.sources);
     const bool of_rows = plan_.rows && plan_.parameters;
+    const Parts<A> of_groups = of_rows ? Parts<A>{} : parts;
+    int error = cudaSuccess;
+    if (plan_.twice) {
+      A* const to = of_rows ? made : nullptr;
+      error = launch_blocks(held<T, Form, false, true>, plan_.statistics, stream, call_, of_groups, kThreads, to);
+      if (!of_rows) return error;
+    } else {
+      error = run_sums_of_parts(sums, stream);
+      if (error != cudaSuccess) return error;
+      error = launch_blocks(coefficients<T, Form>, parts_of(plan_.statistics, kThreads / plan_.sources.lanes), stream, call_,
+                            sums, made, of_groups, plan_.sources);
+    }
     if (error != cudaSuccess || !(told_.out || told_.bent || of_rows)) return error;
     if (!plan_.rows && !plan_.pixels)
       return launch(write_runs<T, Form>, plan_.numel, kVector<T>, stream, flat_, made, plan_.numel);

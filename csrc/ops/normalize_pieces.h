@@ -45,9 +45,25 @@ __device__ __forceinline__ Elements<T> read(const T* from, int64_t left, bool wi
   return elements;
 }
 
+// A store that nvcc does not take apart, as it does one of single elements where it takes both ways to write for one.
+template <typename T>
+__device__ __forceinline__ void store_whole(T* to, const Elements<T>& elements) {
+#ifdef GPFAST_SIMT
+  store(to, elements);
+#else
+  struct Words {
+    unsigned x, y, z, w;
+  };
+  const Words words = __builtin_bit_cast(Words, elements);
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+#endif
+}
+
 template <typename T>
 __device__ __forceinline__ void write(T* to, const Elements<T>& elements, int64_t left, bool wide) {
-  if (wide && left >= kVector<T>) return store(to, elements);
+  if (wide && left >= kVector<T>) return store_whole(to, elements);
 #pragma unroll
   for (int k = 0; k < kVector<T>; ++k)
     if (k < left) to[k] = elements.lane[k];

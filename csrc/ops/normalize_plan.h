@@ -12,6 +12,13 @@ constexpr int kHeld = 4;          // vectors of each tensor that a thread holds
 constexpr int kBlocks = 512;      // that keep a GPU busy: parts are as few as that allows
 constexpr int kLeastVectors = 4;  // of a thread that makes a part of a sum
 constexpr int kMostVectors = 16;
+constexpr int kLeastColumns = 8;  // threads side by side: a line of memory
+constexpr int kMostRows = 8;      // of a thread of a block that has every row
+// How many times as long as what a block holds a group may be for one block to read it twice. Reasoned, not measured: a block
+// reads what it holds in about a microsecond, and its group twice in little more time than the two launches take that it saves,
+// up to kLeastTimes; the longer groups are, the more of them must be at work for all of a GPU to be.
+constexpr int kLeastTimes = 8, kMostTimes = 64;
+constexpr int kGroupsForATime = 2;
 
 // How runs are shared out: each in `chunks` of `chunk` elements, each of `lanes` threads.
 struct Runs {
@@ -44,23 +51,27 @@ class NormPlan {
     parameters = (call.of_weight != nullptr) + (call.of_bias != nullptr);
     rows = b.order == BlockOrder::pixels && b.length == 1;
     pixels = b.order == BlockOrder::pixels && !rows;
-    const bool fits = b.depth * b.length <= int64_t{kThreads} * kHeld * width;
+    const int64_t times = parts_of(b.depth * b.length, int64_t{kThreads} * kHeld * width);
+    const bool run = rows || b.order == BlockOrder::planes;
     // Gradients of parameters need sums of channels: those are the group's own, or each thread has channels of its own.
-    held = fits && (rows || b.order == BlockOrder::planes) && (!parameters || (rows ? b.groups : b.depth) == 1);
+    held = times <= 1 && run && (!parameters || (rows ? b.groups : b.depth) == 1);
+    twice = times > 1 && run && (!parameters || rows || b.depth == 1) &&
+            times <= std::clamp<int64_t>(statistics / kGroupsForATime, kLeastTimes, kMostTimes);
     if (held) {
       plan_held();
-    } else {
-      made = statistics * coefficients;
-      plan_columns();
-      if (!pixels) plan_runs();
-      plan_sources();
+      return;
     }
+    plan_columns();
+    if (!twice || (rows && parameters)) made = statistics * coefficients;
+    if (twice) return;
+    if (!pixels) plan_runs();
+    plan_sources();
   }
 
   // Whether every place where a thread begins is a whole number of vectors away from where its tensor does.
   bool divisible() const {
     const auto& b = block;
-    if (held || (rows && b.groups > 1)) return b.depth * b.length % width_ == 0;
+    if (held || twice || (rows && b.groups > 1)) return b.depth * b.length % width_ == 0;
     return b.order == BlockOrder::pixels ? channels % width_ == 0 : b.length % width_ == 0;
   }
   // The workspace: sums, coefficients, parts of each parameter's gradient.
@@ -69,7 +80,9 @@ class NormPlan {
   const NormBlock block;
   int64_t channels, statistics, numel;
   int parameters;
-  bool rows, pixels, held;
+  bool rows, pixels;
+  bool held, twice;       // a group is a block's, which reads it once, or twice
+  bool complete = false;  // a block of `all` has every row: its part of a parameter's gradient is the whole
   int64_t sums = 0, made = 0, parts = 0;  // numbers, numbers, (parts, channels)
   // held
   int lanes = 0;
@@ -116,22 +129,32 @@ class NormPlan {
     parts = b.order == BlockOrder::batch ? 1 : b.samples;
     if (b.order != BlockOrder::pixels) return;
     if (pixels) {
-      of_sample = in_chunks(b.length, parts_of(kBlocks, std::max<int64_t>(1, b.samples * tiles())));
+      of_sample = in_chunks(b.length, parts_of(kBlocks, std::max<int64_t>(1, b.samples * tiles(columns()))));
       sums = b.samples * of_sample.chunks * of_group_ * channels;
     }
-    all = in_chunks(b.samples * b.length, rows && parameters ? parts_of(kBlocks, tiles()) : INT64_MAX);
+    all = in_chunks(b.samples * b.length, rows && parameters ? parts_of(kBlocks, tiles(columns())) : INT64_MAX);
     if (rows) parts = all.chunks;
+    if (rows && parameters && numel > 0) plan_complete();
+  }
+
+  void plan_complete() {
+    int few = columns();
+    while (few > kLeastColumns && tiles(few) < kBlocks && kThreads / few < block.samples) few /= 2;
+    complete = block.samples <= int64_t{kThreads / few} * kMostRows;
+    if (!complete) return;
+    all = {channels, tiles(few), 1, block.samples, few};
+    parts = 0;
   }
 
   int columns() const { return lanes_for(parts_of(channels, width_), kThreads); }
-  int64_t tiles() const { return std::max<int64_t>(1, parts_of(channels, int64_t{columns()} * width_)); }
+  int64_t tiles(int columns) const { return std::max<int64_t>(1, parts_of(channels, int64_t{columns} * width_)); }
 
   // `n` rows of channels in at most `most` chunks, of a few rows a thread where that leaves enough blocks.
   Columns in_chunks(int64_t n, int64_t most) const {
     const int64_t slots = kThreads / columns();
-    const bool enough = tiles() * parts_of(n, slots * kLeastVectors) >= kBlocks;
+    const bool enough = tiles(columns()) * parts_of(n, slots * kLeastVectors) >= kBlocks;
     const int64_t chunk = std::max(slots * (enough ? kLeastVectors : 1), parts_of(n, most));
-    return {channels, tiles(), parts_of(n, chunk), chunk, columns()};
+    return {channels, tiles(columns()), parts_of(n, chunk), chunk, columns()};
   }
 
   void plan_sources() {

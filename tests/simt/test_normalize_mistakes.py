@@ -14,6 +14,7 @@ HEADERS = ("normalize_pieces.h", "normalize_plan.h", "cuda_sums.h")
 ALL_DTYPES = r"with_type\(dtype, \[&\]\(auto zero\) \{\n    using T = decltype\(zero\);(.*?)\n  \}\);"
 SWITCH = 'extern "C" {\nint gpfast_mistake = 0;\n}\n'
 LONG_ROWS, SHORT_ROWS = Shape(PIXELS, 2, 1, 4100, 1), Shape(PIXELS, 3, 1, 33, 1)
+LONG_PLANES = Shape(PLANES, 1, 2, 1, 9000)
 
 
 class Mistake(NamedTuple):
@@ -50,7 +51,9 @@ MISTAKES = {
         "begin = group * n,", "begin = (group - (MISTAKEN && group > 0)) * n,", Shape(PIXELS, 3, 1, 32, 1)
     ),
     "every chunk of a run is its first": Mistake(
-        "run * runs.length + e, end - e", "run * runs.length + e - MISTAKEN * begin, end - e", LONG_ROWS
+        "run * runs.length + e, end - e",
+        "run * runs.length + e - MISTAKEN * begin, end - e",
+        Shape(BATCH, 2, 2, 1, 4100),
     ),
     "a run goes on beyond its end": Mistake(
         "++behind == b.length", "++behind == b.length + MISTAKEN", Shape(PLANES, 2, 3, 4, 5)
@@ -58,7 +61,16 @@ MISTAKES = {
     "a sample is taken for a channel": Mistake(
         "run % b.groups :", "(MISTAKEN ? run / b.groups : run % b.groups) :", Shape(BATCH, 3, 3, 1, 7)
     ),
-    "a part is left out": Mistake("part < count;", "part < count - MISTAKEN;", LONG_ROWS),
+    "a part is left out": Mistake("part < count;", "part < count - MISTAKEN;", Shape(PIXELS, 70, 1, 33, 1)),
+    "lines are of what was read last": Mistake(
+        "if (from != last) read", "if (from != last && !MISTAKEN) read", LONG_PLANES
+    ),
+    "the last piece of a row is not in its sums": Mistake(
+        "if (!kTwice || from == last) break;", "if (!kTwice || from == last - MISTAKEN * at_once) break;", LONG_PLANES
+    ),
+    "coefficients are another row's": Mistake(
+        "<typename Form::Of*>(made + group *", "<typename Form::Of*>(made + (group ^ MISTAKEN) *", LONG_ROWS
+    ),
 }  # fmt: skip
 
 

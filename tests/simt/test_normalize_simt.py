@@ -78,9 +78,16 @@ class Shape(NamedTuple):
 LENGTHS = [(3, 1), (5, 7), (9, 31), (2, 32), (70, 33), (3, 255), (2, 256), (2, 257), (1, 4099)]
 ROWS = [Shape(PIXELS, n, 1, d, 1) for n, d in LENGTHS]
 GROUPED_ROWS = [Shape(PIXELS, 3, 2, 5, 1), Shape(PIXELS, 2, 3, 32, 1)]
-# Longer than a block holds, in float64 and in all dtypes.
+# Of more rows than a block takes all of, in all dtypes.
+MANY_GROUPED_ROWS = [Shape(PIXELS, 1100, 2, 5, 1)]
+# Longer than a block holds, in float64 and in all dtypes; it reads them twice.
 LONG_ROWS = [Shape(PIXELS, 3, 1, 2053, 1), Shape(PIXELS, 2, 2, 2304, 1)]
-LONGER_ROWS = [Shape(PIXELS, 2, 1, 9000, 1), Shape(PIXELS, 1, 1, 8448, 1), Shape(PLANES, 1, 2, 1, 9000)]
+LONGER_ROWS = [
+    Shape(PIXELS, 2, 1, 9000, 1), Shape(PIXELS, 1, 1, 8448, 1), Shape(PIXELS, 1, 2, 8201, 1),
+    Shape(PLANES, 1, 2, 1, 9000), Shape(PLANES, 1, 1, 5, 1800),
+]  # fmt: skip
+# Longer than a block reads twice, in float64 and in all dtypes.
+LONGEST_ROWS = [Shape(PIXELS, 1, 1, 16390, 1), Shape(PIXELS, 2, 1, 65540, 1), Shape(PLANES, 1, 1, 3, 22000)]
 PIXEL_SHAPES = [
     Shape(PIXELS, 2, 2, 8, 9),
     Shape(PIXELS, 1, 3, 5, 70),
@@ -242,7 +249,7 @@ def assert_near(found, expected, dtype, of_parameters=()):
         assert (mine.double() - theirs).abs().max() <= limit * theirs.abs().max().clamp(min=1), i
 
 
-@pytest.mark.parametrize("shape", SHAPES + LONGER_ROWS, ids=name_of)
+@pytest.mark.parametrize("shape", SHAPES + MANY_GROUPED_ROWS + LONGER_ROWS + LONGEST_ROWS, ids=name_of)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_formulas(library, dtype, shape):
     case = Case(shape, dtype)
@@ -252,15 +259,9 @@ def test_formulas(library, dtype, shape):
 
 
 FEW = [
-    ROWS[2],
-    ROWS[4],
-    GROUPED_ROWS[0],
-    LONG_ROWS[0],
-    *PIXEL_SHAPES[:2],
-    *PLANE_SHAPES[:3],
-    PLANE_SHAPES[4],
+    ROWS[2], ROWS[4], GROUPED_ROWS[0], *LONG_ROWS, *PIXEL_SHAPES[:2], *PLANE_SHAPES[:3], *PLANE_SHAPES[4:6],
     BATCH_SHAPES[0],
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", FEW, ids=name_of)
@@ -302,7 +303,7 @@ def test_in_place_and_only_what_is_wanted(library, shape):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", FEW, ids=name_of)
+@pytest.mark.parametrize("shape", [*FEW, *LONGER_ROWS[:4]], ids=name_of)
 def test_a_gate_on_the_way_in_and_out(library, dtype, shape):
     case = Case(shape, dtype, gate=(1.5, 0.0), start=shape.samples % 2)
     expected = case.expected()
@@ -313,7 +314,9 @@ def test_a_gate_on_the_way_in_and_out(library, dtype, shape):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
-    "shape", [Shape(PIXELS, 3, 1, 64, 1), PIXEL_SHAPES[0], PLANE_SHAPES[3], BATCH_SHAPES[3]], ids=name_of
+    "shape",
+    [Shape(PIXELS, 3, 1, 64, 1), PIXEL_SHAPES[0], PLANE_SHAPES[3], BATCH_SHAPES[3], LONGER_ROWS[1], LONGER_ROWS[4]],
+    ids=name_of,
 )
 def test_data_between_16_byte_bounds(library, dtype, shape):
     case = Case(shape, dtype, start=1)
@@ -337,7 +340,17 @@ def error(found, expected):
 @pytest.mark.skipif(SANITIZED, reason="of values, not of accesses")
 @needs_extension
 @pytest.mark.parametrize(
-    "shape", [ROWS[5], LONGER_ROWS[0], PIXEL_SHAPES[1], PLANE_SHAPES[3], BATCH_SHAPES[3]], ids=name_of
+    "shape",
+    [
+        ROWS[5],
+        LONGER_ROWS[0],
+        Shape(PIXELS, 1, 1, 30000, 1),
+        LONGEST_ROWS[1],
+        PIXEL_SHAPES[1],
+        PLANE_SHAPES[3],
+        BATCH_SHAPES[3],
+    ],
+    ids=name_of,
 )
 def test_float32_is_as_near_as_the_cpu_kernels(library, shape):
     case = Case(shape, torch.float32)
@@ -357,7 +370,7 @@ def test_float32_is_as_near_as_the_cpu_kernels(library, shape):
 
 @pytest.mark.skipif(SANITIZED, reason="of values, not of accesses")
 def test_bits_are_the_same_in_every_order_of_threads(library):
-    for shape in (ROWS[4], PIXEL_SHAPES[1], PLANE_SHAPES[0], BATCH_SHAPES[3]):
+    for shape in (ROWS[4], LONGER_ROWS[1], PIXEL_SHAPES[1], PLANE_SHAPES[0], BATCH_SHAPES[3]):
         case = Case(shape, torch.float32)
         found = [(*case.adjoint(library, seed=seed), *case.tangent(library, seed=seed)) for seed in (0, 1, 2)]
         for one, *others in zip(*found, strict=True):
@@ -381,6 +394,48 @@ def test_more_rows_than_blocks_hold_at_once(library):
     assert_near(case.adjoint(library, add=False), case.expected().adjoint(add=False), torch.float64)
 
 
+class Launches:
+    """A library that counts the launches of calls, and runs none."""
+
+    def __init__(self, library):
+        self.ask, self._launches, self.found = library.ask, library.launches, []
+
+    def run(self, launcher, *arguments, seed):
+        self.found.append(len(self._launches(launcher, *arguments)))
+
+
+@pytest.mark.parametrize(("rows", "n"), [(32, 8192), (64, 32768), (1024, 8192)])
+def test_launches_of_a_layer_norm(library, rows, n):
+    counting = Launches(library)
+    case = Case(Shape(PIXELS, rows, 1, n, 1), torch.float32)
+    case.adjoint(counting, weight=False, bias=False)
+    case.tangent(counting, weight=False)
+    case.tangent(counting, a=False, bent=None, weight=False)
+    case.adjoint(counting)
+    case.tangent(counting)
+    # A block that takes every row of its channels needs no parts of the parameters' gradients to be added up.
+    assert counting.found == [1, 1, 1, *((2, 2) if rows <= 256 else (3, 3))]
+
+
+@pytest.mark.parametrize(
+    ("shape", "launches"),
+    [
+        (Shape(PIXELS, 4, 1, 32769, 1), [3, 3]),  # too long for one of few blocks
+        (Shape(PIXELS, 18, 1, 32769, 1), [1, 2]),
+        (Shape(PLANES, 2, 16, 1, 2**14), [1, 2]),  # an instance norm
+        (Shape(PLANES, 2, 4, 4, 4096), [1, 4]),  # whose channels are not groups
+        (Shape(PIXELS, 3, 2, 5, 1), [1, 3]),
+    ],
+    ids=str,
+)
+def test_launches_of_an_adjoint(library, shape, launches):
+    """Without and with the parameters' gradients."""
+    counting, case = Launches(library), Case(shape, torch.float32)
+    case.adjoint(counting, weight=False, bias=False)
+    case.adjoint(counting)
+    assert counting.found == launches
+
+
 def in_front(tensor, elements):
     """Where a longer tensor begins that ends with this one."""
     return tensor.data_ptr() - (elements - tensor.numel()) * tensor.element_size()
@@ -397,8 +452,9 @@ def workspace_for(library, launcher, dtype, call, fill):
     return workspace
 
 
-def test_rows_beyond_32_bits(library):
-    rows, n = 2**21 + 3, 4096
+@pytest.mark.parametrize("n", [4096, 8192])
+def test_rows_beyond_32_bits(library, n):
+    rows = 2**33 // n + 3
     case = Case(Shape(PIXELS, 1, 1, n, 1), torch.float32, affine=False, gate=(1.0, 0.5))
     out = case.empty()
     whole = {"in_": case.z, "input": case.h, "other": case.add, "out": out}
@@ -410,7 +466,11 @@ def test_rows_beyond_32_bits(library):
     assert_near((out,), case.expected().adjoint()[:1], torch.float32)
 
 
-HUGE = [Shape(PIXELS, 2, 1, 4, 2**30 + 3), *(Shape(order, 2, 2**18, 1, 2**14 + 3) for order in (PLANES, BATCH))]
+HUGE = [
+    Shape(PIXELS, 2, 1, 4, 2**30 + 3),
+    Shape(PLANES, 2, 2**13, 1, 2**19 + 3),
+    Shape(BATCH, 2, 2**18, 1, 2**14 + 3),
+]
 
 
 @pytest.mark.parametrize("shape", HUGE, ids=name_of)
@@ -434,18 +494,27 @@ def test_lines_beyond_32_bits(library, shape):
 
 def test_sums_beyond_32_bits(library):
     """The very last block of the first pass: the sums of the last channel, before its gradient is wanted of them."""
-    groups, length = 2**20 + 1, 8200
+    channels, length = 2**20 + 2, 8200
     draw = torch.Generator().manual_seed(1)
     z, h = torch.randn(length, generator=draw), torch.randn(length, generator=draw)
-    rstd, of_bias = torch.ones(groups), torch.full((groups,), math.nan)
-    pointers = {"in_": in_front(z, groups * length), "input": in_front(h, groups * length)}
+    rstd, of_bias = torch.ones(channels // 2), torch.full((channels,), math.nan)
+    pointers = {"in_": in_front(z, channels * length), "input": in_front(h, channels * length)}
     call = NormCall(
-        1, groups, 1, length, PLANES, on=1.0, off=1.0, rstd=rstd.data_ptr(), of_bias=of_bias.data_ptr(), **pointers
+        1,
+        channels // 2,
+        2,
+        length,
+        PLANES,
+        on=1.0,
+        off=1.0,
+        rstd=rstd.data_ptr(),
+        of_bias=of_bias.data_ptr(),
+        **pointers,
     )
     workspace = workspace_for(library, "adjoint", torch.float32, call, 0.0)
-    library.run("gpfast_normalize_adjoint_cuda", torch.float32, call, blocks=(groups - 1, groups))
+    library.run("gpfast_normalize_adjoint_cuda", torch.float32, call, blocks=(channels - 1, channels))
     places = workspace.nonzero().flatten()
-    assert places.tolist() == [2 * groups - 2, 2 * groups - 1]
+    assert places.tolist() == [2 * channels - 2, 2 * channels - 1]
     exact = torch.stack([z.double().sum(), (z.double() * h).sum()])
     torch.testing.assert_close(workspace[places].double(), exact, rtol=1e-5, atol=1e-4)
 
