@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from normalize_kernel_checks import BATCH, PIXELS, PLANES, Case, Shape, assert_near
 from simt import CACHE, CSRC, Library, SimtError, missing
-from test_normalize_simt import BATCH, PIXELS, PLANES, Case, Shape, assert_near
 
 HEADERS = ("normalize_pieces.h", "normalize_plan.h", "cuda_sums.h")
 # The copy is of one dtype, so that it compiles fast.

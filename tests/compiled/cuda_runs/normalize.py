@@ -4,8 +4,7 @@ from functools import partial
 from itertools import product
 
 import torch
-from simt import DTYPES
-from test_normalize_simt import (
+from normalize_kernel_checks import (
     BATCH,
     BATCH_SHAPES,
     GROUPED_ROWS,
@@ -22,6 +21,7 @@ from test_normalize_simt import (
     assert_near,
     name_of,
 )
+from simt import DTYPES
 
 from cuda_runs import Bound
 
