@@ -156,6 +156,7 @@ def test_a_missing_package_is_one_sentence_with_its_remedy(package, pip, capsys,
         ("digits_wgan_gp", ["--steps", "2", "--batch", "8"]),
         ("toy_distributions", ["--steps", "3", "--batch", "16", "--width", "16"]),
         ("motion_prior_r1", ["--steps", "3", "--batch", "8"]),
+        ("theory", ["--steps", "2", "--quick"]),
     ],
 )
 def test_examples_run(name, options, tmp_path):
@@ -170,7 +171,7 @@ def test_examples_run(name, options, tmp_path):
 
 def test_every_example_is_tested_and_explains_itself():
     names = {path.stem for path in EXAMPLES.glob("*.py")}
-    assert names == {"digits_wgan_gp", "toy_distributions", "motion_prior_r1"}
+    assert names == {"digits_wgan_gp", "toy_distributions", "motion_prior_r1", "theory"}
     for name in names:
         text = (EXAMPLES / f"{name}.py").read_text()
         assert text.startswith('"""') and f"python examples/{name}.py --steps" in text
