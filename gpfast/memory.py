@@ -23,6 +23,7 @@ import gpfast
 from gpfast import zoo
 from gpfast.columns import first_line
 from gpfast.cost import Counter, peak_bytes_raw
+from gpfast.operators import as_on_a_gpu
 
 GRANULARITY = 512  # bytes: what CUDA's caching allocator rounds up to
 MOST = 1 << 20  # samples: no larger batch is tried
@@ -201,17 +202,8 @@ class Study:
         if self._fake is None:
             yield
             return
-        before = torch.backends.mkldnn.enabled
-        _switch_onednn(self.onednn and before)
-        try:
-            with self._fake:
-                yield
-        finally:
-            _switch_onednn(before)
-
-
-def _switch_onednn(enabled: bool) -> None:
-    torch.backends.mkldnn.set_flags(enabled, _fp32_precision=None)  # `flags` would set, and warn of, TF32 as well
+        with contextlib.nullcontext() if self.onednn else as_on_a_gpu(), self._fake:
+            yield
 
 
 def largest(total: Callable[[int], float], budget: float, most: int = MOST) -> int:

@@ -132,6 +132,7 @@ def count_step(
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Without oneDNN, for which the tape lays out values, and makes gradients of weights, as no GPU wants them."""
+    # `flags` would set, and warn of, TF32 as well.
     (before, *_) = torch.backends.mkldnn.set_flags(False, _fp32_precision=None)
     try:
         yield

@@ -1,5 +1,6 @@
 """The memory study: its model against real tensors and CPU allocations, the search, and `python -m gpfast memory`."""
 
+import contextlib
 import csv
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from gpfast.cli import memory as command
 from gpfast.cli.competitors import CHUNKS, penalty_function, step_function
 from gpfast.cost import measure, peak_bytes_raw
 from gpfast.memory import GRANULARITY, MOST, Peak, Places, Study, largest, why_uncut
+from gpfast.operators import as_on_a_gpu
 
 KINDS = [("reference", 1), ("auto", 1), ("auto", 2)]
 SMALL = ["--critics", "toy-mlp", "--batches", "4", "16"]
@@ -38,11 +40,8 @@ def rows_of(path):
 def test_the_model_is_what_real_tensors_count(name, engine, chunks, onednn):
     step, critic, case = real_step(name, engine, 6, chunks)
     before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.set_flags(onednn, _fp32_precision=None)
-    try:
+    with contextlib.nullcontext() if onednn else as_on_a_gpu():
         real = measure(step, existing=(critic, case.real, case.fake, case.args), granularity=GRANULARITY).peak_bytes
-    finally:
-        torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
     peak = Study(name, small=True, onednn=onednn).peak(engine, 6, chunks)
     assert peak.total - peak.inputs - peak.parameters == real
     assert torch.backends.mkldnn.enabled == before
