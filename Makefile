@@ -1,5 +1,5 @@
-# make demo | test | bench | lint | clean. Each makes .venv where it is missing, installs what requirements.txt pins, builds the
-# extension in place, and runs. GPFAST_NO_EXT=1 does without the extension; PYTHON= picks the interpreter of a new .venv.
+# make demo | test | examples | bench | lint | clean. Each makes .venv where it is missing, installs what requirements.txt pins,
+# builds the extension in place, and runs. GPFAST_NO_EXT=1 does without the extension; PYTHON= picks the interpreter of a new .venv.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ SOURCES := setup.py pyproject.toml $(shell find csrc -type f)
 endif
 export GPFAST_NO_EXT GPFAST_CUDA
 
-.PHONY: build demo test bench lint clean
+.PHONY: build demo test examples bench lint clean
 
 build: $(BUILT)
 
@@ -24,6 +24,10 @@ demo: $(BUILT)
 test: $(BUILT)
 	$(BIN)/python -m pytest $(ARGS)
 	$(BIN)/python -m pytest tests/compiled $(ARGS)
+
+# Every example program with --quick, and its figures read; the pictures are left in out/examples.
+examples: $(BUILT)
+	$(BIN)/python -m pytest tests/examples --pictures out/examples $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/python -m gpfast bench $(ARGS)
