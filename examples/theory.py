@@ -6,17 +6,18 @@
 4. A discriminator (Goodfellow et al. 2014, arXiv 1406.2661) trained to perfection leaves its generator no gradient; the
    critic of a WGAN-GP (arXiv 1704.00028) leaves a steady one.
 
-    python examples/theory.py --steps 600 --out theory.png
+    python examples/theory.py --steps 600 --out out/theory
 
 Needs numpy, scipy, matplotlib and tqdm.
 """
 
 import argparse
 import math
+from pathlib import Path
 
-import matplotlib
 import numpy as np
 import torch
+from pictures import ACCENT, BLUE, GREY, INK, plt, save
 from scipy import integrate, stats
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -24,11 +25,6 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import gpfast
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-
-INK, ACCENT, BLUE, GREY = "#16324f", "#d1495b", "#3b82a6", "#8d99ae"
 
 
 def gaussians(shifts, deviation=2.0):
@@ -105,7 +101,7 @@ def gradients_left(steps, seed, engine):
         critic = mlp()
         adam = torch.optim.Adam(critic.parameters(), lr=2e-3, betas=(0.0, 0.9))
         found[name] = []
-        for _ in tqdm(range(steps), desc=name, leave=False):
+        for _ in tqdm(range(steps), desc=name, leave=False, disable=None):
             real, fake = 0.2 * torch.randn(2, 128, 2) + torch.tensor([[[-2.0, 0.0]], [[2.0, 0.0]]])
             adam.zero_grad()
             loss(critic, real, fake).backward()
@@ -137,21 +133,20 @@ def draw(path, shifts, moved, thetas, lines, circle, left):
     fourth.set(yscale="log", xlabel="steps of the other side", title="Gradient left to the generator")
     for axis in (first, second, fourth):
         axis.legend(frameon=False)
-    for axis in axes:
-        axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    save(figure, path)
 
 
-def main():
+def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600, help="of discriminator and critic in figure 4 (default 600)")
     parser.add_argument("--quick", action="store_true", help="150 steps, fewer points: the same claims in seconds")
     parser.add_argument("--seed", type=int, default=0, help="of figure 4's networks and samples (default 0)")
     parser.add_argument("--engine", default="auto", help="of the gradient penalty (default auto)")
-    parser.add_argument("--out", default="theory.png", help="the picture (default theory.png)")
-    arguments = parser.parse_args()
+    parser.add_argument(
+        "--out", type=Path, default=Path("out/theory"), help="folder of theory.png (default out/theory)"
+    )
+    arguments = parser.parse_args(argv)
     steps = min(arguments.steps, 150) if arguments.quick else arguments.steps
     if steps < 1:
         parser.error(f"--steps must be at least 1; got {arguments.steps}")
@@ -160,7 +155,8 @@ def main():
     thetas = np.linspace(-2, 2, 9 if arguments.quick else 41)
     moved, lines, circle = gaussians(shifts), two_lines(thetas), game(120)
     left = gradients_left(steps, arguments.seed, arguments.engine)
-    draw(arguments.out, shifts, moved, thetas, lines, circle, left)
+    picture = arguments.out / "theory.png"
+    draw(picture, shifts, moved, thetas, lines, circle, left)
 
     print(f"shift {shifts[-1]:g}: " + ", ".join(f"{name} {values[-1]:.4f}" for name, values in moved.items()))
     error = np.abs(lines["W1"] - np.abs(thetas)).max()
@@ -168,7 +164,7 @@ def main():
     print(f"game: radius {np.hypot(*circle[0]):.4f} grows to {np.hypot(*circle[-1]):.4f} in {len(circle) - 1} steps")
     for name, values in left.items():
         print(f"{name}: gradient {values[0]:.2e} after 1 step, {values[-1]:.2e} after {steps}")
-    print(f"wrote {arguments.out}")
+    print(f"wrote {picture}")
 
 
 if __name__ == "__main__":
