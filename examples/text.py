@@ -67,7 +67,7 @@ def make_critic(characters, length, width, blocks):
 
 
 def make_text_parser():
-    quick = {"steps": 200, "length": 16, "blocks": 2, "rate": 8e-3, "score_every": 100}
+    quick = {"steps": 250, "length": 16, "blocks": 2, "rate": 8e-3, "score_every": 125}
     parser = make_parser(__doc__, steps=3000, batch=32, out="out/text", quick=quick)
     parser.add_argument(
         "--method", nargs="+", choices=METHODS, default=["wgan-gp", "gan"], help="trainings (default wgan-gp gan)"
