@@ -3,7 +3,6 @@
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import ot
 import torch
 from scipy.spatial.distance import cdist
@@ -58,6 +57,7 @@ class Pair:
     fake: Points | Gaussian
     exact: float | None = None
     exact_by: str = "closed form"
+    parameter: float | None = None  # what its kind is varied by: theta, the dimension
 
     def __post_init__(self):
         real, fake = self.real.held(), self.fake.held()
@@ -66,11 +66,9 @@ class Pair:
         if self.exact is None:
             self.exact, self.exact_by = cost, "linear programme"
         moved = torch.as_tensor(plan * (costs > 0))
-        couples = torch.multinomial(moved.flatten(), COUPLED, replacement=True)
-        self.couples = tuple(
-            side.points[at].float()
-            for side, at in zip((real, fake), np.unravel_index(couples, moved.shape), strict=True)
-        )
+        drawn = torch.multinomial(moved.flatten(), COUPLED, replacement=True)
+        at_real, at_fake = torch.unravel_index(drawn, moved.shape)
+        self.couples = real.points[at_real].float(), fake.points[at_fake].float()
 
 
 def even(points):
@@ -90,14 +88,16 @@ def transport(real, fake):
 
 def check_masses(a, b):
     if not math.isclose(sum(a), sum(b), rel_tol=1e-9):
-        raise ValueError(f"the two hold {sum(a):g} and {sum(b):g}, and W1 is between equal masses")
+        raise ValueError(
+            f"the two hold {sum(a):g} and {sum(b):g}, and W1 is between equal masses: add to one, or take away"
+        )
 
 
 def lines(theta, points=64):
     """(0, z) and (theta, z), z uniform: W1 is theta."""
     z = torch.linspace(0, 1, points, dtype=torch.float64)
     real, fake = (even(torch.stack([torch.full_like(z, x), z], 1)) for x in (0.0, theta))
-    return Pair(f"lines {theta:g}", "lines", real, fake)
+    return Pair(f"lines {theta:g}", "lines", real, fake, parameter=theta)
 
 
 def piles(before, after):
@@ -110,7 +110,8 @@ def piles(before, after):
 def gaussians(dimension, shift=2.0):
     """N(m, I) and N(0, I): W1 is |m|, here `shift`."""
     mean = torch.full((dimension,), shift / math.sqrt(dimension))
-    return Pair(f"gaussians {dimension}", "gaussians", Gaussian(mean), Gaussian(torch.zeros(dimension)), shift)
+    real, fake = Gaussian(mean), Gaussian(torch.zeros(dimension))
+    return Pair(f"gaussians {dimension}", "gaussians", real, fake, exact=shift, parameter=dimension)
 
 
 def digits():

@@ -1,30 +1,31 @@
 """The critic as a ruler of the Wasserstein distance W1: what each way to hold it back reads, beside the exact answer.
 
-W1 is the supremum over 1-Lipschitz critics of E critic(real) - E critic(fake) (Kantorovich and Rubinstein), so a trained
-critic's gap is an estimate. Four pairs of distributions have an exact answer:
+W1 is the supremum over 1-Lipschitz critics of E critic(real) - E critic(fake) (Kantorovich and Rubinstein), so this gap
+of a trained critic is an estimate. The exact answer is known for
 
-lines      (0, z) and (theta, z), z uniform, of "Wasserstein GAN" (arXiv 1701.07875, example 1): KL is infinite, JS log 2,
-           W1 is theta. Each is held by 64 points; exact by linear programme.
-piles      Sand in heaps of 3 2 1 4 shovelfuls, to be moved to heaps of 1 2 4 3 at the same four places, one step apart:
-           5 shovelfuls times steps. Exact by linear programme. --piles takes others; both hold the same sand.
-gaussians  N(0, I) and N(shift, I), |shift| = 2, in 1 to 64 dimensions: W1 is |shift|.
-digits     scikit-learn's 1,797 digits against as many points of uniform noise: exact for these points, by linear
-           programme. A critic of this size cannot tell so many points apart one by one, and reads less.
+lines      (0, z) and (theta, z), z uniform, of "Wasserstein GAN" (arXiv 1701.07875, example 1): KL is infinite, JS
+           log 2, W1 theta. Each line is held by 64 points; by linear programme.
+piles      heaps of 3 2 1 4 shovelfuls of sand that shall be heaps of 1 2 4 3 at the same four places, one step apart:
+           5 shovelfuls times steps; by linear programme. --piles takes others, of as much sand before and after.
+gaussians  N(m, I) and N(0, I), |m| = 2, in 1 to 64 dimensions: W1 is |m|.
+digits     scikit-learn's 1,797 digits and as many points of uniform noise; by linear programme, for these very points,
+           which a critic of this size cannot tell apart one by one: it reads less.
 
 The critics differ in one thing only: gradient penalty (wgan-gp, arXiv 1704.00028), its one-sided form (wgan-lp,
-arXiv 1709.08894), clipped weights (wgan), spectral normalisation (sn, arXiv 1802.05957, with the Wasserstein loss).
-Each estimate is the last critic's, over all points, of Gaussians over 100,000 fresh ones; nothing is divided or
-corrected. A clipped critic reads W1 times a Lipschitz constant that nobody knows: "wgan / slope" divides by the largest
-gradient norm found. A penalty of weight w lets slopes pass 1 by about W1 / (2 w), which the paper's 10 makes 10 % at
-W1 = 2: hence --weight 100. Two-sided, it also keeps a slope from turning round (through 0), and a critic that began
-with the wrong sign keeps it; so the weight begins at --first-weight and rises over the first 60 % of the steps.
+arXiv 1709.08894), clipped weights (wgan), spectral normalisation (sn, arXiv 1802.05957, here with a Wasserstein loss).
+An estimate is the gap of the last critic, over all points, or over 100,000 fresh ones of each Gaussian. It is not
+corrected: a clipped critic reads W1 times a Lipschitz constant that nobody knows; "wgan / slope" divides by the largest
+gradient norm found. A penalty of weight w lets slopes pass 1 by about W1 / (2 w): 10 % for W1 = 2 and the paper's 10,
+hence --weight 100. The two-sided penalty also keeps slopes from turning round, through 0, so that a critic which began
+with a wrong sign would keep it: the weight begins at --first-weight, and rises until 60 % of the steps are done.
 
-Proposition 1 of arXiv 1704.00028: the optimal critic has gradient norm 1, pointing from fake to real, on the lines
-between points that the optimal plan couples. It is measured there, and on the lines between random pairs.
+By proposition 1 of arXiv 1704.00028 an optimal critic has gradient norm 1, towards the real point, on the lines between
+points that the optimal plan couples (between Gaussians: the plan between 1,000 samples of each). Both are measured
+there, and on the lines of random pairs.
 
     python examples/ruler.py --steps 2000 --out out/ruler
 
-Needs POT, scikit-learn, numpy, matplotlib and tqdm.
+Needs POT, scipy, scikit-learn, matplotlib and tqdm.
 """
 
 import argparse
@@ -33,18 +34,16 @@ import math
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from known_distances import COUPLED, check_masses, digits, gaussians, lines, piles
 from methods import METHODS
-from pictures import ACCENT, BLUE, GREY, INK, plt, save
+from ruler_picture import draw
 from torch import nn
 from train import Trainer, fit, make_parser, parse
 
 KINDS = "lines", "piles", "gaussians", "digits"
 HELD = "wgan-gp", "wgan-lp", "wgan", "sn"
 PILES = "3,2,1,4/1,2,4,3"
-COLORS = {"wgan-gp": ACCENT, "wgan-lp": BLUE, "wgan": GREY, "wgan / slope": GREY, "sn": INK}
 RISE = 0.1, 0.6  # shares of the training between which the penalty's weight rises
 
 
@@ -106,9 +105,9 @@ class Ruler(Trainer):
         super().step(progress, watch)
 
 
-def slopes(critic, real, fake, points=21):
-    """(norms, cosines), each (points, n): the critic's gradient on the lines from fake to real, and it with their way."""
-    share = torch.linspace(0, 1, points)[:, None, None]
+def slopes(critic, real, fake, points=20):
+    """(norms, cosines), each (points, n): of the critic's gradient on the lines from fake to real; with their way."""
+    share = (torch.arange(points)[:, None, None] + 0.5) / points
     x = (fake + share * (real - fake)).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(x).sum(), x)
     return gradient.norm(dim=2), nn.functional.cosine_similarity(gradient, (real - fake).expand_as(x), dim=2)
@@ -159,78 +158,20 @@ def estimates(found):
 # -- what is shown
 
 
-def header(found):
-    return f"{'pair':13} {'exact by':16} {'W1':>8}" + "".join(f"{column:>19}" for column in estimates(found))
+def header(columns):
+    return f"{'pair':13} {'exact by':16} {'W1':>8}" + "".join(f"{column:>19}" for column in columns)
 
 
-def row(pair, found):
+def row(pair, columns):
     line = f"{pair.name:13} {pair.exact_by:16} {pair.exact:8.4f}"
-    for estimate in estimates(found).values():
+    for estimate in columns.values():
         line += f"{estimate:10.4f} {100 * (estimate / pair.exact - 1):+6.1f} %"
     return line
 
 
-def slopes_in_words(slopes):
-    norms, cosines = slopes
+def slopes_in_words(norms, cosines):
     low, high = norms.quantile(0.1), norms.quantile(0.9)
     return f"norm {norms.mean():.3f} ({low:.3f} to {high:.3f}), cosine with the way {cosines.mean():.3f}"
-
-
-def panels(pairs, readings, method):
-    """[function that draws on an axis]"""
-    found = []
-    for kind, along, title in (("lines", "theta", "Two lines"), ("gaussians", "dimensions", "Two Gaussians")):
-        chosen = [pair for pair in pairs if pair.kind == kind]
-        if chosen:
-            found.append(partial(draw_ratios, chosen, readings, along, f"{title}: estimate / exact"))
-    return [*found, partial(draw_norms, pairs, readings, method), partial(draw_cosines, pairs, readings, method)]
-
-
-def draw_ratios(pairs, readings, along, title, axis):
-    axis.axhspan(0.95, 1.05, color=GREY, alpha=0.25, linewidth=0)
-    over = [float(pair.name.split()[1]) for pair in pairs]
-    ratios = [{name: e / pair.exact for name, e in estimates(readings[pair.name]).items()} for pair in pairs]
-    for name in ratios[0]:
-        style = "o:" if "/" in name else "o-"
-        axis.plot(over, [r[name] for r in ratios], style, color=COLORS[name], markersize=4, label=name)
-    axis.set(xscale="log", xlabel=along, ylim=(-0.05, 1.2), title=title)
-    axis.set_xticks(over, [f"{x:g}" for x in over])
-    axis.minorticks_off()
-    axis.legend(frameon=False, fontsize=8)
-
-
-def draw_norms(pairs, readings, method, axis):
-    last = {pair.kind: pair for pair in pairs}
-    for pair, color in zip(last.values(), (INK, ACCENT, BLUE, GREY), strict=False):
-        for (norms, _), style in (
-            (readings[pair.name][method].coupled, "-"),
-            (readings[pair.name][method].random, ":"),
-        ):
-            share = np.linspace(0, 1, len(norms))
-            axis.plot(share, norms.mean(1), style, color=color, label=pair.name if style == "-" else None)
-    axis.set(xlabel="share of the way from fake to real", ylim=(0, 1.3))
-    axis.set_title(f"{method}: gradient norm on lines\nof the plan (full), between random pairs (dotted)", fontsize=11)
-    axis.legend(frameon=False, fontsize=8, loc="lower center")
-
-
-def draw_cosines(pairs, readings, method, axis):
-    for which, color in (("random", GREY), ("coupled", ACCENT)):
-        cosines = [getattr(readings[pair.name][method], which)[1].mean() for pair in pairs]
-        label = "lines of the plan" if which == "coupled" else "random pairs"
-        axis.plot(cosines, range(len(pairs)), "o", color=color, label=label)
-    axis.set_yticks(range(len(pairs)), [pair.name for pair in pairs])
-    axis.invert_yaxis()
-    axis.set(xlim=(0, 1.05), title=f"{method}: cosine of gradient and way")
-    axis.legend(frameon=False, fontsize=8)
-
-
-def draw(path, pairs, readings, method):
-    drawn = panels(pairs, readings, method)
-    figure, axes = plt.subplots(1, len(drawn), figsize=(4.8 * len(drawn), 4.4))
-    for panel, axis in zip(drawn, axes, strict=True):
-        panel(axis)
-    figure.tight_layout()
-    save(figure, path)
 
 
 # -- the command line
@@ -267,7 +208,7 @@ def two_piles(words):
 
 def options_of(argv):
     quick = {
-        "steps": 600,
+        "steps": 500,
         "pairs": ["lines", "piles", "gaussians"],
         "methods": ["wgan-gp", "wgan"],
         "thetas": [1.0],
@@ -298,19 +239,20 @@ def makers(options):
 def main(argv=None):
     options = options_of(argv)
     methods = [name for name in HELD if name in options.methods]
-    pairs, readings = [], {}
+    pairs, columns, readings = [], {}, {}
     for make in makers(options):
         torch.manual_seed(options.seed)
         pair = make()
         found = {name: measure(pair, name, options) for name in methods}
-        print(row(pair, found) if pairs else f"{header(found)}\n{row(pair, found)}", flush=True)
         pairs.append(pair)
-        readings[pair.name] = found
+        columns[pair.name], readings[pair.name] = estimates(found), found[methods[0]]
+        if len(pairs) == 1:
+            print(header(columns[pair.name]))
+        print(row(pair, columns[pair.name]), flush=True)
     for pair in pairs:
-        reading = readings[pair.name][methods[0]]
-        print(f"{methods[0]} on {pair.name}, lines of the plan: {slopes_in_words(reading.coupled)}")
-        print(f"{methods[0]} on {pair.name}, lines between random pairs: {slopes_in_words(reading.random)}")
-    draw(options.out / "ruler.png", pairs, readings, methods[0])
+        for where, found in (("the plan", readings[pair.name].coupled), ("random pairs", readings[pair.name].random)):
+            print(f"{methods[0]} on {pair.name}, lines of {where}: {slopes_in_words(*found)}")
+    draw(options.out / "ruler.png", pairs, columns, readings, methods[0])
     print(f"wrote {options.out / 'ruler.png'}")
 
 
