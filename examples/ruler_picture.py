@@ -60,7 +60,8 @@ def norms(axis, pairs, readings, method):
         for style, (found, _) in (("-", reading.coupled), (":", reading.random)):
             share = (np.arange(len(found)) + 0.5) / len(found)
             axis.plot(share, found.mean(1), style, color=KIND_COLORS[kind], label=name if style == "-" else None)
-    axis.set(xlabel="share of the way from fake to real")
+    low, high = axis.get_ylim()
+    axis.set(xlabel="share of the way from fake to real", ylim=(min(low, 0.8), max(high, 1.2)))
     axis.set_title(f"{method}: gradient norm on lines\nof the plan (full), of random pairs (dotted)", fontsize=11)
     axis.legend(frameon=False, fontsize=8)
 
