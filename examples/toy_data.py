@@ -3,7 +3,7 @@
 8 Gaussians on a ring, 25 on a grid, a Swiss roll, each scaled to fill about [-1.5, 1.5]^2. examples/toy.py trains on
 them:
 
-    python examples/toy.py --steps 4000 --data 25gaussians
+    python examples/toy.py --steps 6000 --data 25gaussians
 
 Needs POT (pip install pot) and scikit-learn.
 """
@@ -25,13 +25,14 @@ class Distribution:
     draw: Callable  # count -> (count, 2), from PyTorch's global random state
     modes: torch.Tensor | None = None  # (modes, 2): the centres of a mixture in equal parts
     deviation: float | None = None  # of each of them, along each axis
+    share: float = 0.5  # of --steps: what it takes to learn
 
 
-def mixture(modes, deviation):
+def mixture(modes, deviation, share):
     def draw(count):
         return modes[torch.randint(len(modes), (count,))] + deviation * torch.randn(count, 2)
 
-    return Distribution(draw, modes, deviation)
+    return Distribution(draw, modes, deviation, share)
 
 
 def ring(count, radius):
@@ -50,8 +51,8 @@ def swiss_roll(count):
 
 
 DATA = {
-    "8gaussians": mixture(ring(8, math.sqrt(2)), 0.02),
-    "25gaussians": mixture(grid(5, math.sqrt(2)), 0.05 / math.sqrt(8)),
+    "8gaussians": mixture(ring(8, math.sqrt(2)), 0.02, share=0.5),
+    "25gaussians": mixture(grid(5, math.sqrt(2)), 0.05 / math.sqrt(8), share=1.0),
     "swissroll": Distribution(swiss_roll),
 }
 
