@@ -42,7 +42,9 @@ LATENT = 2
 COUNTED, MOVED = 10_000, 2_000  # samples of which modes are counted, samples between which W1 is computed
 
 ADAM = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.9))
-TOY = {  # what differs from METHODS: of a few learning rates, the one that did best on 8 Gaussians
+# What differs from METHODS: of a few learning rates the one that did best on 8 Gaussians; one step of the critic for each
+# of the generator, but for clipping, which with one covers no mode.
+TOY = {
     "gan": {"optimiser": partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))},
     "wgan": {"optimiser": partial(torch.optim.RMSprop, lr=1e-3), "clip": CLIP, "critic_steps": 3},
     "wgan-gp": {"optimiser": ADAM, "penalty": {"weight": 0.1}, "critic_steps": 1},

@@ -137,8 +137,10 @@ FEW = ["--data", "swissroll", "--methods", "gan", "--steps", 4, "--width", 8, "-
 FEW += ["--surface-steps", 2, "--deep-steps", 2, "--out"]
 
 
-def test_remedies_are_compared_and_a_finished_run_is_read_again(tmp_path, capsys):
+def test_remedies_are_compared_and_a_finished_run_is_read_again(tmp_path, capsys, monkeypatch):
     """A few steps on data with no modes: a line for each, and the same lines when all is read from its checkpoints."""
+    monkeypatch.setattr(toy, "MOVED", 100)
+    monkeypatch.setattr(toy, "COUNTED", 200)
     toy.main([*FEW, tmp_path, "--remedies"])
     first = capsys.readouterr().out
     assert (tmp_path / "remedies.png").stat().st_size > 10_000
@@ -149,7 +151,9 @@ def test_remedies_are_compared_and_a_finished_run_is_read_again(tmp_path, capsys
     assert capsys.readouterr().out == first
 
 
-def test_remedies_join_the_gan(tmp_path, capsys):
+def test_remedies_join_the_gan(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(toy, "MOVED", 100)
+    monkeypatch.setattr(toy, "COUNTED", 200)
     toy.main([*FEW, tmp_path, "--remedy", "label-smoothing", "instance-noise"])
     assert "swissroll gan with label-smoothing with instance-noise: W1" in capsys.readouterr().out
     assert (tmp_path / "swissroll" / "gan-label-smoothing-instance-noise" / "checkpoint.pt").exists()
