@@ -28,7 +28,6 @@ from toy_critics import (
     SURFACES,
     at_the_ends,
     gradients_in_training,
-    lasting,
     mlp,
     optimal_critic,
     told_apart,
@@ -42,8 +41,8 @@ LATENT = 2
 COUNTED, MOVED = 10_000, 2_000  # samples of which modes are counted, samples between which W1 is computed
 
 ADAM = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.9))
-# What differs from METHODS: of a few learning rates the one that did best on 8 Gaussians; one step of the critic for each
-# of the generator, but for clipping, which with one covers no mode.
+# What differs from METHODS: of a few learning rates the one that did best on 8 Gaussians; one step of the critic for
+# each of the generator, but for clipping, which with one covers no mode.
 TOY = {
     "gan": {"optimiser": partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))},
     "wgan": {"optimiser": partial(torch.optim.RMSprop, lr=1e-3), "clip": CLIP, "critic_steps": 3},
@@ -57,10 +56,10 @@ def noise(count):
     return torch.randn(count, LATENT)
 
 
-def trained(options, data, method, remedies, folder):
-    """The trainer of a generator, after its training."""
+def build(options, data, method, remedies=()):
+    """The `Trainer` of a generator by a method of TOY; `options` as `read_options` has them."""
     torch.manual_seed(options.seed)
-    trainer = Trainer(
+    return Trainer(
         mlp(LATENT, 2, 4, options.width),
         mlp(2, 1, 4, options.width),
         replace(METHODS[method], decay=True, **TOY[method]),
@@ -72,8 +71,12 @@ def trained(options, data, method, remedies, folder):
         remedies=[REMEDIES[name]() for name in remedies],
         identity={"data": data},
     )
-    with lasting(options, math.ceil(options.steps * DATA[data].share)):
-        fit(trainer, options, folder, title=" ".join([data, method, *remedies]))
+
+
+def trained(options, data, method, remedies, folder):
+    trainer = build(options, data, method, remedies)
+    steps = math.ceil(options.steps * DATA[data].share)
+    fit(trainer, options, folder, title=" ".join([data, method, *remedies]), steps=steps)
     return trainer
 
 
@@ -149,7 +152,8 @@ def show_critics(options):
     draw_critics(options.out / "critics.png", gradients, {name: (shown[name], ends[name]) for name in shown})
 
 
-def main(argv=None):
+def read_options(argv=None):
+    """The command line, checked."""
     parser = make_parser(
         __doc__, steps=6000, batch=128, out="out/toy",
         quick={"steps": 3000, "data": ["8gaussians"], "methods": ["wgan-gp"],
@@ -168,8 +172,11 @@ def main(argv=None):
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
     if options.remedy and options.methods != ["gan"]:
         parser.error(f"--remedy is for --methods gan alone; got {' '.join(options.methods)}")
+    return options
 
-    done = {}
+
+def main(argv=None):
+    options, done = read_options(argv), {}
     show_samples(options, done)
     if options.remedies:
         show_remedies(options, done)

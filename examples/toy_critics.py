@@ -7,7 +7,6 @@ with its weights, and the gradient by layer of a critic of twelve layers in trai
 """
 
 import copy
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -42,16 +41,6 @@ def mlp(inputs, outputs, layers, width):
     return nn.Sequential(*hidden, nn.Linear(width, outputs))
 
 
-@contextmanager
-def lasting(options, steps):
-    """The options, for another number of steps."""
-    before, options.steps = options.steps, steps
-    try:
-        yield options
-    finally:
-        options.steps = before
-
-
 def optimal_critic(options, data, name, folder):
     """The trainer of a critic that was trained against a fixed generator."""
     torch.manual_seed(options.seed)
@@ -67,8 +56,7 @@ def optimal_critic(options, data, name, folder):
         device=options.device,
         identity={"data": data, "generator": "data plus noise"},
     )
-    with lasting(options, options.surface_steps):
-        fit(trainer, options, folder, title=f"{data}, critic by {name}")
+    fit(trainer, options, folder, title=f"{data}, critic by {name}", steps=options.surface_steps)
     return trainer
 
 
@@ -122,7 +110,6 @@ def gradients_in_training(options, name, folder):
         device=options.device,
         identity={"data": "swissroll"},
     )
-    with lasting(options, options.deep_steps):
-        fit(trainer, options, folder, title=f"deep critic, {name}", score=score, score_every=10)
+    fit(trainer, options, folder, title=f"deep critic, {name}", score=score, score_every=10, steps=options.deep_steps)
     found = torch.tensor([[s[key] for key in s if key.startswith("gradient")] for s in trainer.scores]).double()
     return found[len(found) // 2 :].log().mean(0).exp().tolist()

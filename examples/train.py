@@ -225,18 +225,20 @@ class Trainer:
         self._random = state["random"]
 
 
-def fit(trainer, options, folder, *, title="training", score=None, score_every=None, watch=None, picture=None):
-    """Trains to `options.steps`, and leaves in `folder` checkpoint.pt, history.csv, curves.png and tensorboard/.
+def fit(
+    trainer, options, folder, *, title="training", steps=None, score=None, score_every=None, watch=None, picture=None
+):
+    """Trains to `steps`, and leaves in `folder` checkpoint.pt, history.csv, curves.png and tensorboard/.
 
-    score(trainer) -> {name: float} is called at the start, every `score_every` steps and at the end; its time is not
-    counted. picture(trainer, path) writes samples.png. Ctrl-C ends the step, saves, and exits with status 130; the
-    same command with --resume goes on. What was finished before is read, not repeated.
+    steps: by default `options.steps`. score(trainer) -> {name: float} is called at the start, every `score_every` steps
+    and at the end; its time is not counted. picture(trainer, path) writes samples.png. Ctrl-C ends the step, saves, and
+    exits with status 130; the same command with --resume goes on. What was finished before is read, not repeated.
     """
-    folder = Path(folder)
+    folder, steps = Path(folder), steps or options.steps
     checkpoint = folder / "checkpoint.pt"
     trainer.identity["seed"] = options.seed
     if trainer.method.decay or trainer.remedies:  # which depend on how much of the training is behind
-        trainer.identity["steps"] = options.steps
+        trainer.identity["steps"] = steps
     if options.overwrite:
         _begin_anew(options)
     if options.resume and checkpoint.exists():
@@ -244,28 +246,26 @@ def fit(trainer, options, folder, *, title="training", score=None, score_every=N
             trainer.load(checkpoint)
         except CheckpointError as error:
             _leave(f"--resume: {error}", 2)
-        if trainer.step_count >= options.steps and (folder / "curves.png").exists():
+        if trainer.step_count >= steps and (folder / "curves.png").exists():
             return
     folder.mkdir(parents=True, exist_ok=True)
     logged = trainer.step_count
     with Log(folder / "tensorboard", logged + 1) as log, Stop() as stop:
-        bar = tqdm(
-            total=options.steps, initial=min(logged, options.steps), desc=title, unit="step", leave=False, disable=None
-        )
+        bar = tqdm(total=steps, initial=min(logged, steps), desc=title, unit="step", leave=False, disable=None)
         with bar:
             while True:
-                done = trainer.step_count >= options.steps
-                if score and (done or trainer.step_count % (score_every or options.steps) == 0):
+                done = trainer.step_count >= steps
+                if score and (done or trainer.step_count % (score_every or steps) == 0):
                     _score(trainer, score, log)
                 if done or stop.asked:
                     break
-                trainer.step(trainer.step_count / options.steps, watch)
+                trainer.step(trainer.step_count / steps, watch)
                 bar.update()
                 if trainer.step_count % READ_EVERY == 0:
                     logged = log.columns(trainer.history, logged)
                     _check_finite(trainer)
                     bar.set_postfix_str(f"Wasserstein {trainer.history['wasserstein'][-1]:.3f}", refresh=False)
-                if trainer.step_count % options.save_every == 0 and trainer.step_count < options.steps:
+                if trainer.step_count % options.save_every == 0 and trainer.step_count < steps:
                     trainer.save(checkpoint)
         log.columns(trainer.history, logged)
     trainer.save(checkpoint)
@@ -274,9 +274,7 @@ def fit(trainer, options, folder, *, title="training", score=None, score_every=N
     if picture:
         picture(trainer, folder / "samples.png")
     if not done:
-        _leave(
-            f"{title}: stopped at step {trainer.step_count:,} of {options.steps:,}; --resume goes on from there", 130
-        )
+        _leave(f"{title}: stopped at step {trainer.step_count:,} of {steps:,}; --resume goes on from there", 130)
 
 
 def _begin_anew(options):
