@@ -45,7 +45,7 @@ ADAM = partial(torch.optim.Adam, lr=2e-3, betas=(0.0, 0.9))
 # each of the generator, but for clipping, which with one covers no mode.
 TOY = {
     "gan": {"optimiser": partial(torch.optim.Adam, lr=2e-3, betas=(0.5, 0.999))},
-    "wgan": {"optimiser": partial(torch.optim.RMSprop, lr=1e-3), "clip": CLIP, "critic_steps": 3},
+    "wgan": {"optimiser": partial(torch.optim.RMSprop, lr=1e-3), "critic_steps": 3},
     "wgan-gp": {"optimiser": ADAM, "penalty": {"weight": 0.1}, "critic_steps": 1},
     "wgan-lp": {"optimiser": ADAM, "penalty": {"weight": 0.1, "one_sided": True}, "critic_steps": 1},
     "sn": {"optimiser": ADAM, "critic_steps": 1},
@@ -62,7 +62,7 @@ def build(options, data, method, remedies=()):
     return Trainer(
         mlp(LATENT, 2, 4, options.width),
         mlp(2, 1, 4, options.width),
-        replace(METHODS[method], decay=True, **TOY[method]),
+        replace(METHODS[method], decay=True, **TOY[method], **({"clip": options.clip} if method == "wgan" else {})),
         DATA[data].draw,
         noise,
         batch=options.batch,
@@ -163,10 +163,15 @@ def read_options(argv=None):
     parser.add_argument("--methods", nargs="+", choices=TOY, default=list(TOY), help="ways to train (default: all)")
     parser.add_argument("--remedy", nargs="+", choices=REMEDIES, default=[], help="for --methods gan alone")
     parser.add_argument("--remedies", action="store_true", help="also compares each remedy for gan, and wgan-gp")
+    parser.add_argument(
+        "--clip", type=float, default=CLIP, help=f"of wgan (default {CLIP}; the paper's 0.01 covers no mode here)"
+    )
     parser.add_argument("--width", type=int, default=128, help="of the hidden layers (default 128)")
     parser.add_argument("--surface-steps", type=int, default=1000, help="of critics alone (default 1,000)")
     parser.add_argument("--deep-steps", type=int, default=300, help=f"of critics of {DEEP_LAYERS} layers (default 300)")
     options = parse(parser, argv)
+    if not options.clip > 0:
+        parser.error(f"--clip must be above 0; got {options.clip}")
     for name in ("width", "surface_steps", "deep_steps"):
         if getattr(options, name) < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")

@@ -207,7 +207,7 @@ class Trainer:
     def load(self, path):
         """Goes on where `save` was called. Raises CheckpointError, and changes nothing, where that cannot be."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = torch.load(path, map_location=self.device, weights_only=True)
             identity = state["identity"]
         except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
@@ -222,7 +222,7 @@ class Trainer:
             remedy.load(held)
         self.step_count, self.seconds = state["step"], state["seconds"]
         self._columns, self._unread, self.scores = state["history"], [], state["scores"]
-        self._random = state["random"]
+        self._random = {name: held.cpu() for name, held in state["random"].items()}
 
 
 def fit(
