@@ -1,8 +1,6 @@
 """examples/scores.py: scores whose value is known."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +8,6 @@ import torch
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
 pytest.importorskip("ot", reason="needs POT")
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 
 from scores import digit_classifier, inception_score, sliced_wasserstein  # noqa: E402
 
