@@ -14,7 +14,6 @@ Needs scikit-learn, POT, pillow, matplotlib and tqdm.
 """
 
 import dataclasses
-import sys
 from functools import partial
 
 import image_data
@@ -48,12 +47,8 @@ def build(options, architecture, images=None):
     `images` are those of --data, where they are loaded already.
     """
     images = images or image_data.load(options.data, options.size, options.skip_unreadable)
+    check_labels(architecture, images)
     about = ARCHITECTURES[architecture]
-    if about.labelled and not images.classes:
-        raise image_data.DataError(
-            f"--architecture {architecture} needs labels, and {' '.join(options.data)} has none; put the images of "
-            "each class into a folder of its own, or choose other architectures"
-        )
     torch.manual_seed(options.seed)
     networks = about.networks(options.size, images.train.shape[1], options.filters, len(images.classes))
     method = METHODS[options.method]
@@ -80,6 +75,15 @@ def build(options, architecture, images=None):
     if kind is GrowingTrainer:
         trainer.grow_every = grow_every
     return trainer
+
+
+def check_labels(architecture, images):
+    """Raises DataError where the architecture needs labels and the images have none."""
+    if ARCHITECTURES[architecture].labelled and not images.classes:
+        raise image_data.DataError(
+            f"the images have no labels, which --architecture {architecture} needs; put those of each class into a "
+            "folder of its own, or choose other architectures"
+        )
 
 
 def judged(samples, images, labels=None, classifier=None):
@@ -209,22 +213,21 @@ def read_options(argv=None):
         parser.error(f"--architecture: there is no {unknown[0]!r}; there are all, {', '.join(ARCHITECTURES)}")
     try:
         images = image_data.load(options.data, options.size, options.skip_unreadable)
+        if "all" in options.architecture:
+            options.architecture = [name for name, a in ARCHITECTURES.items() if images.classes or not a.labelled]
+        for name in options.architecture:
+            check_labels(name, images)
     except image_data.DataError as error:
         parser.error(f"--data: {error}")
-    if "all" in options.architecture:
-        options.architecture = [name for name, a in ARCHITECTURES.items() if images.classes or not a.labelled]
-    return parser, options, images
+    return options, images
 
 
 def main(argv=None):
-    parser, options, images = read_options(argv)
+    options, images = read_options(argv)
     classifier = digit_classifier() if options.data == ["digits"] else None
     trainers, sheets = {}, {"real": images.train[:SHEET]}
     for architecture in options.architecture:
-        try:
-            trainers[architecture], sheets[architecture] = train(options, architecture, images, classifier)
-        except image_data.DataError as error:
-            parser.error(str(error))
+        trainers[architecture], sheets[architecture] = train(options, architecture, images, classifier)
     print_table(trainers, images, classifier)
     draw_curves(options.out / "scores.png", trainers, images)
     draw_sheets(options.out / "images.png", sheets)
@@ -232,4 +235,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,7 +9,7 @@ import gpfast
 
 pytest.importorskip("sklearn", reason="needs scikit-learn")
 pytest.importorskip("ot", reason="needs POT")
-pytest.importorskip("PIL", reason="needs pillow")
+Image = pytest.importorskip("PIL.Image", reason="needs pillow")
 
 import images  # noqa: E402
 from image_networks import ARCHITECTURES, LATENT, GrowingCritic, growth_at  # noqa: E402
@@ -18,7 +18,7 @@ SMALL = ("--size", "8", "--filters", "4", "--batch", "8")
 
 
 def options(tmp_path, *words):
-    _, found, _ = images.read_options([*SMALL, *words, "--out", tmp_path / "out"])
+    found, _ = images.read_options([*SMALL, *words, "--out", tmp_path / "out"])
     return found
 
 
@@ -149,21 +149,27 @@ def test_resumed_is_as_if_never_interrupted(tmp_path):
 
 
 def test_folder_trains(tmp_path, capsys):
-    """Without labels, `all` is all but the conditional one, which says what it needs when it is asked for."""
-    Image = pytest.importorskip("PIL.Image")
+    """Without labels, `all` is all but the conditional one."""
     (tmp_path / "mine").mkdir()
     for i in range(10):
         Image.new("RGB", (12, 12), (25 * i, 0, 255 - 25 * i)).save(tmp_path / "mine" / f"{i}.png")
     words = [*SMALL, "--data", "folder", tmp_path / "mine", "--out", tmp_path / "out", "--steps", "2"]
-    _, found, _ = images.read_options(words)
+    found, _ = images.read_options(words)
     assert found.architecture == [name for name in ARCHITECTURES if name != "conditional"]
     images.main([*words, "--architecture", "mlp"])
     printed = capsys.readouterr().out
     assert "mlp " in printed and "classifier" not in printed
     assert (tmp_path / "out" / "mlp" / "samples.png").stat().st_size > 0
+
+
+def test_missing_labels_are_said_before_anything_trains(tmp_path, capsys):
+    for i in range(2):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    words = ["--data", "folder", tmp_path, "--architecture", "mlp", "conditional", "--out", tmp_path / "out"]
     with pytest.raises(SystemExit, match="2"):
-        images.main([*words[:-3], tmp_path / "other", "--architecture", "conditional"])
-    assert "--architecture conditional needs labels, and folder" in capsys.readouterr().err
+        images.main([*SMALL, *words])
+    assert "--data: the images have no labels, which --architecture conditional needs" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(
