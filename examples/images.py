@@ -178,7 +178,7 @@ def draw_sheets(path, sheets):
 
 
 def read_options(argv=None):
-    """(options, images): the command line, checked, and the data it names."""
+    """(images, options): the command line, checked, and the data that it names."""
     parser = make_parser(
         __doc__,
         steps=400,
@@ -201,7 +201,12 @@ def read_options(argv=None):
     parser.add_argument("--size", type=int, choices=SIZES, default=16, help="of the images (default 16)")
     parser.add_argument("--filters", type=int, default=16, help="of the first convolution (default 16)")
     parser.add_argument("--rate", type=float, help=f"of learning (default {RATE} with a penalty, else the method's)")
-    parser.add_argument("--grow-every", type=int, metavar="N", help="steps a phase of progressive growing takes")
+    parser.add_argument(
+        "--grow-every",
+        type=int,
+        metavar="N",
+        help="steps of a phase of progressive growing (default: --steps / 6 for 16x16)",
+    )
     parser.add_argument("--score-every", type=int, default=20, metavar="N", help="steps between scores (default 20)")
     options = parse(parser, argv)
     for name in ("filters", "rate", "grow_every", "score_every"):
@@ -219,11 +224,11 @@ def read_options(argv=None):
             check_labels(name, images)
     except image_data.DataError as error:
         parser.error(f"--data: {error}")
-    return options, images
+    return images, options
 
 
 def main(argv=None):
-    options, images = read_options(argv)
+    images, options = read_options(argv)
     classifier = digit_classifier() if options.data == ["digits"] else None
     trainers, sheets = {}, {"real": images.train[:SHEET]}
     for architecture in options.architecture:

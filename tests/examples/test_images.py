@@ -18,7 +18,7 @@ SMALL = ("--size", "8", "--filters", "4", "--batch", "8")
 
 
 def options(tmp_path, *words):
-    found, _ = images.read_options([*SMALL, *words, "--out", tmp_path / "out"])
+    _, found = images.read_options([*SMALL, *words, "--out", tmp_path / "out"])
     return found
 
 
@@ -154,7 +154,7 @@ def test_folder_trains(tmp_path, capsys):
     for i in range(10):
         Image.new("RGB", (12, 12), (25 * i, 0, 255 - 25 * i)).save(tmp_path / "mine" / f"{i}.png")
     words = [*SMALL, "--data", "folder", tmp_path / "mine", "--out", tmp_path / "out", "--steps", "2"]
-    found, _ = images.read_options(words)
+    _, found = images.read_options(words)
     assert found.architecture == [name for name in ARCHITECTURES if name != "conditional"]
     images.main([*words, "--architecture", "mlp"])
     printed = capsys.readouterr().out
