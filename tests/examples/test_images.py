@@ -13,6 +13,7 @@ Image = pytest.importorskip("PIL.Image", reason="needs pillow")
 
 import images  # noqa: E402
 from image_networks import ARCHITECTURES, LATENT, GrowingCritic, growth_at  # noqa: E402
+from methods import METHODS  # noqa: E402
 
 SMALL = ("--size", "8", "--filters", "4", "--batch", "8")
 
@@ -94,6 +95,24 @@ def test_a_step_trains_both_sides(name, tmp_path):
             not torch.equal(value, side[key]) for key, value in network.state_dict().items() if "growth" not in key
         )
     assert all(torch.isfinite(torch.tensor(values)).all() for values in trainer.history.values())
+
+
+@pytest.mark.parametrize("name", ["dcgan", "conditional", "progressive"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_them(method, name, tmp_path):
+    trainer = images.build(options(tmp_path, "--method", method), name)
+    before = [parameter.detach().clone() for parameter in trainer.critic.parameters()]
+    trainer.step()
+    assert any(not torch.equal(a, b) for a, b in zip(before, trainer.critic.parameters(), strict=True))
+    assert ("penalty" in trainer.history) == method.startswith("wgan-")
+
+
+def test_rate_is_that_of_the_method_without_a_penalty(tmp_path):
+    def rate(*words):
+        trainer = images.build(options(tmp_path, *words), "dcgan")
+        return trainer.identity.get("rate")
+
+    assert [rate(), rate("--method", "wgan"), rate("--method", "wgan", "--rate", "0.1")] == [images.RATE, None, 0.1]
 
 
 def test_growth_is_a_function_of_the_step():
