@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from gpfast.zoo.dcgan import DCGAN, GatedDCGAN, per_sample_norm
-from gpfast.zoo.progressive import EqualizedConv2d, EqualizedLinear, MinibatchStddev
+from gpfast.zoo.progressive import MinibatchStddev
 from gpfast.zoo.residual import Projection, ResNet32, ResNet101
 
 LATENT = 64
@@ -197,7 +197,7 @@ class Growing(nn.Module):
     """Networks of images of a fixed size that work at 4x4 first, then at 8x8, and so on up to that size.
 
     `growth`, a buffer: its whole part is how often the resolution has doubled, the rest how far the next doubling is
-    faded in.
+    faded in. Weights are plain, not of the paper's equalised rate, which would need a rate of its own.
     """
 
     def __init__(self, size):
@@ -214,11 +214,11 @@ class GrowingGenerator(Growing):
     def __init__(self, size, channels, width):
         super().__init__(size)
         self.first = nn.Sequential(
-            EqualizedLinear(LATENT, width * 16, math.sqrt(2) / 4), nn.Unflatten(1, (width, 4, 4)), nn.LeakyReLU(0.2),
-            PixelNorm(), EqualizedConv2d(width, width, 3), nn.LeakyReLU(0.2), PixelNorm(),
+            nn.Linear(LATENT, width * 16), nn.Unflatten(1, (width, 4, 4)), nn.LeakyReLU(0.2),
+            PixelNorm(), nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), PixelNorm(),
         )  # fmt: skip
         self.blocks = nn.ModuleList(convolutions(width, PixelNorm) for _ in range(self.doublings))
-        self.to_image = nn.ModuleList(EqualizedConv2d(width, channels, 1) for _ in range(self.doublings + 1))
+        self.to_image = nn.ModuleList(nn.Conv2d(width, channels, 1) for _ in range(self.doublings + 1))
 
     def forward(self, z):
         whole, fade = self.grown()
@@ -236,11 +236,11 @@ class GrowingCritic(Growing):
 
     def __init__(self, size, channels, width):
         super().__init__(size)
-        self.from_image = nn.ModuleList(EqualizedConv2d(channels, width, 1) for _ in range(self.doublings + 1))
+        self.from_image = nn.ModuleList(nn.Conv2d(channels, width, 1) for _ in range(self.doublings + 1))
         self.blocks = nn.ModuleList(convolutions(width, nn.Identity) for _ in range(self.doublings))
         self.score = nn.Sequential(
-            MinibatchStddev(), EqualizedConv2d(width + 1, width, 3), nn.LeakyReLU(0.2), nn.Flatten(),
-            EqualizedLinear(width * 16, width, math.sqrt(2)), nn.LeakyReLU(0.2), EqualizedLinear(width, 1, 1.0),
+            MinibatchStddev(), nn.Conv2d(width + 1, width, 3, padding=1), nn.LeakyReLU(0.2), nn.Flatten(),
+            nn.Linear(width * 16, width), nn.LeakyReLU(0.2), nn.Linear(width, 1),
         )  # fmt: skip
 
     def forward(self, x):
@@ -265,7 +265,7 @@ class PixelNorm(nn.Module):
 
 
 def convolutions(width, norm):
-    layers = [(EqualizedConv2d(width, width, 3), nn.LeakyReLU(0.2), norm()) for _ in range(2)]
+    layers = [(nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(0.2), norm()) for _ in range(2)]
     return nn.Sequential(*(layer for group in layers for layer in group))
 
 
