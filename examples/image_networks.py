@@ -3,7 +3,7 @@
 `ARCHITECTURES[name].networks(size, channels, filters, classes)` gives (generator, critic) of images (n, channels, size,
 size) in [-1, 1], size a power of two from 8; the generator is given (n, LATENT) of noise. Where `labelled`, both take
 labels as their second argument. No penalised critic has batch normalisation, which would couple the samples of a batch:
-layer norm instead, over all of a sample, as the paper has it. Critics that `gpfast.zoo` has are taken from there.
+layer norm instead, over all of a sample, as the paper has it. Critics that `gpfast.zoo` has come from there.
 """
 
 import math
@@ -99,10 +99,19 @@ def tanh(size, channels, filters, classes):
     return generator, dcgan_critic(size, filters, nn.Tanh)
 
 
+def he_weights(module):
+    """Of generators without normalisation, in which PyTorch's own weights would let the noise fade out."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+    elif isinstance(module, nn.ConvTranspose2d):  # each of its outputs sums so many values
+        summed = module.in_channels * math.prod(module.kernel_size) // math.prod(module.stride)
+        nn.init.normal_(module.weight, std=math.sqrt(2 / summed))
+
+
 def plain(size, channels, filters, classes):
     width = 2 * filters
     generator = dcgan_generator(size, channels, (width,) * (doublings(size) + 1), norm=unchanged)
-    return generator, Colour(DCGAN(size, (width,) * len(critic_widths(size, filters))))
+    return generator.apply(he_weights), Colour(DCGAN(size, (width,) * len(critic_widths(size, filters))))
 
 
 def mlp(size, channels, filters, classes):
@@ -111,7 +120,7 @@ def mlp(size, channels, filters, classes):
         layers += [nn.Linear(512, 512), nn.ReLU()]
     image = (channels, size, size)
     layers += [nn.Linear(512, math.prod(image)), nn.Tanh(), nn.Unflatten(1, image)]
-    return nn.Sequential(*layers), dcgan_critic(size, filters)
+    return nn.Sequential(*layers).apply(he_weights), dcgan_critic(size, filters)
 
 
 # -- residual networks

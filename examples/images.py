@@ -184,7 +184,7 @@ def read_options(argv=None):
         steps=400,
         batch=64,
         out="out/images",
-        quick={"steps": 80, "size": 8, "filters": 8, "architecture": ["dcgan", "mlp"], "score_every": 20},
+        quick={"steps": 60, "size": 8, "filters": 8, "architecture": ["dcgan", "gated"], "score_every": 20},
     )
     parser.add_argument(
         "--architecture",
