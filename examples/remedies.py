@@ -4,7 +4,7 @@ Feature matching, minibatch discrimination, one-sided label smoothing, historica
 normalisation are of Salimans et al. 2016 (arXiv 1606.03498, sections 3.1 to 3.5), instance noise of Sonderby et al.
 2016 (arXiv 1610.04490) and Arjovsky & Bottou 2017 (arXiv 1701.04862). examples/toy.py compares them:
 
-    python examples/toy.py --steps 6000 --remedies
+    python examples/toy.py --steps 8000 --remedies
 
 A trainer calls every method of every remedy it is given; one that a remedy does not override changes nothing.
 """

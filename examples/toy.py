@@ -7,7 +7,7 @@ W1 is exact, between 2,000 samples and as many points, and the first row has tha
 their surfaces, the gradient by layer of a deep one, their weights. With --remedies, a table of what was done for the
 plain GAN before there was a penalty (sources in examples/remedies.py).
 
-    python examples/toy.py --steps 6000 --remedies --out out/toy
+    python examples/toy.py --steps 8000 --remedies --out out/toy
 
 --steps are those on 25 Gaussians; the others take half of them. The penalty's weight is 0.1, as in that paper's own
 program for toy data; learning rates fall linearly to 0.
@@ -155,7 +155,7 @@ def show_critics(options):
 def read_options(argv=None):
     """The command line, checked."""
     parser = make_parser(
-        __doc__, steps=6000, batch=128, out="out/toy",
+        __doc__, steps=8000, batch=128, out="out/toy",
         quick={"steps": 3000, "data": ["8gaussians"], "methods": ["wgan-gp"],
                "surface_steps": 300, "deep_steps": 60},
     )  # fmt: skip

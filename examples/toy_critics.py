@@ -3,7 +3,7 @@
 The surface of a critic trained towards its optimum against a fixed generator (real points plus unit Gaussian noise)
 with its weights, and the gradient by layer of a critic of twelve layers in training. examples/toy.py shows them:
 
-    python examples/toy.py --steps 6000 --methods wgan-gp --out out/toy
+    python examples/toy.py --steps 8000 --methods wgan-gp --out out/toy
 """
 
 import copy

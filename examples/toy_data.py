@@ -3,7 +3,7 @@
 8 Gaussians on a ring, 25 on a grid, a Swiss roll, each scaled to fill about [-1.5, 1.5]^2. examples/toy.py trains on
 them:
 
-    python examples/toy.py --steps 6000 --data 25gaussians
+    python examples/toy.py --steps 8000 --data 25gaussians
 
 Needs POT (pip install pot) and scikit-learn.
 """
