@@ -2,7 +2,7 @@
 
 They are drawn by examples/toy.py:
 
-    python examples/toy.py --steps 6000 --out out/toy
+    python examples/toy.py --steps 8000 --out out/toy
 """
 
 import torch
