@@ -50,5 +50,6 @@ def draw_critics(path, gradients, weights):
     for axis, (name, (values, end)) in zip(others, weights.items(), strict=True):
         axis.hist(values.numpy(), bins=80, range=(-end, end), color=INK)
         axis.set(yscale="log", xlabel="weight", title=f"Weights, {name}")
+        axis.locator_params(axis="x", nbins=5)
     figure.tight_layout()
     save(figure, path)
