@@ -27,7 +27,7 @@ test: $(BUILT)
 
 # Every example program with --quick, and its figures read; the pictures are left in out/examples.
 examples: $(BUILT)
-	$(BIN)/python -m pytest tests/examples --pictures out/examples $(ARGS)
+	$(BIN)/python -m pytest tests/examples -n 2 --dist loadfile --pictures out/examples $(ARGS)
 
 bench: $(BUILT)
 	$(BIN)/python -m gpfast bench $(ARGS)
