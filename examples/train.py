@@ -250,9 +250,9 @@ def fit(
             return
     folder.mkdir(parents=True, exist_ok=True)
     logged = trainer.step_count
-    with Log(folder / "tensorboard", logged + 1) as log, Stop() as stop:
+    with Stop() as stop:
         bar = tqdm(total=steps, initial=min(logged, steps), desc=title, unit="step", leave=False, disable=None)
-        with bar:
+        with Log(folder / "tensorboard", logged + 1) as log, bar:
             while True:
                 done = trainer.step_count >= steps
                 if score and (done or trainer.step_count % (score_every or steps) == 0):
@@ -267,13 +267,13 @@ def fit(
                     bar.set_postfix_str(f"Wasserstein {trainer.history['wasserstein'][-1]:.3f}", refresh=False)
                 if trainer.step_count % options.save_every == 0 and trainer.step_count < steps:
                     trainer.save(checkpoint)
-        log.columns(trainer.history, logged)
-    trainer.save(checkpoint)
-    write_history(folder / "history.csv", trainer.history)
-    save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
-    if picture:
-        picture(trainer, folder / "samples.png")
-    if not done:
+            log.columns(trainer.history, logged)
+        trainer.save(checkpoint)
+        write_history(folder / "history.csv", trainer.history)
+        save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
+        if picture:
+            picture(trainer, folder / "samples.png")
+    if stop.asked:
         _leave(f"{title}: stopped at step {trainer.step_count:,} of {steps:,}; --resume goes on from there", 130)
 
 

@@ -298,3 +298,29 @@ def test_another_thread_can_train(tmp_path):
     thread.start()
     thread.join()
     assert trainer.step_count == 2
+
+
+@pytest.mark.parametrize("when", ["the last step", "the last score", "the last save"])
+def test_ctrl_c_at_the_end_saves_and_is_not_forgotten(when, tmp_path, monkeypatch, capsys):
+    """No training may follow, and none is lost."""
+
+    def ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def score(trainer):
+        if when == "the last score" and trainer.step_count == 10:
+            ctrl_c()
+        return {"x": 1}
+
+    def saved(state, path, right=torch.save):
+        right(state, path)
+        if when == "the last save":
+            ctrl_c()
+
+    monkeypatch.setattr(train.torch, "save", saved)
+    watch = ctrl_c_at(9 if when == "the last step" else None)
+    with pytest.raises(SystemExit) as ended:
+        fit(make_trainer(), options(tmp_path, 10), tmp_path, score=score, watch=watch)
+    assert ended.value.code == 130 and "stopped at step 10 of 10" in capsys.readouterr().err
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 10
+    assert (tmp_path / "history.csv").exists() and (tmp_path / "curves.png").exists()
