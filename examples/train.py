@@ -256,6 +256,7 @@ def fit(
             while True:
                 done = trainer.step_count >= steps
                 if score and (done or trainer.step_count % (score_every or steps) == 0):
+                    _check_finite(trainer)
                     _score(trainer, score, log)
                 if done or stop.asked:
                     break
@@ -266,8 +267,10 @@ def fit(
                     _check_finite(trainer)
                     bar.set_postfix_str(f"Wasserstein {trainer.history['wasserstein'][-1]:.3f}", refresh=False)
                 if trainer.step_count % options.save_every == 0 and trainer.step_count < steps:
+                    _check_finite(trainer)
                     trainer.save(checkpoint)
             log.columns(trainer.history, logged)
+        _check_finite(trainer)
         trainer.save(checkpoint)
         write_history(folder / "history.csv", trainer.history)
         save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
@@ -296,11 +299,15 @@ def _score(trainer, score, log):
 
 
 def _check_finite(trainer):
-    value = trainer.history["critic"][-1]
-    if not math.isfinite(value):
-        _leave(
-            f"the critic's loss is {value} at step {trainer.step_count:,}; an earlier checkpoint is kept as it was", 1
-        )
+    """Ends the program, before what is not finite is saved or scored."""
+    value = trainer.history.get("critic", [0.0])[-1]
+    broken = [] if math.isfinite(value) else [f"the critic's loss is {value}"]
+    for side in ("critic", "generator"):
+        parameters = list(getattr(trainer, side).parameters())
+        if parameters and not torch.stack([p.isfinite().all() for p in parameters]).all():
+            broken.append(f"a weight of the {side} is not finite")
+    if broken:
+        _leave(f"{broken[0]} at step {trainer.step_count:,}; an earlier checkpoint is kept as it was", 1)
 
 
 def _leave(message, status):

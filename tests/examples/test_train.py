@@ -324,3 +324,19 @@ def test_ctrl_c_at_the_end_saves_and_is_not_forgotten(when, tmp_path, monkeypatc
     assert ended.value.code == 130 and "stopped at step 10 of 10" in capsys.readouterr().err
     assert torch.load(tmp_path / "checkpoint.pt")["step"] == 10
     assert (tmp_path / "history.csv").exists() and (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize("steps, kept", [(60, 12), (19, 12), (14, 12)])
+def test_what_is_not_finite_is_never_saved(steps, kept, tmp_path, capsys):
+    """A weight breaks in step 13: neither the next checkpoint nor the last one may replace that of step 12."""
+
+    def broken(trainer):
+        if trainer.step_count == 12:
+            nn.init.constant_(trainer.critic[0].weight, float("nan"))
+        return {}
+
+    with pytest.raises(SystemExit) as ended:
+        fit(make_trainer(), options(tmp_path, steps, "--save-every", 3), tmp_path, watch=broken)
+    assert ended.value.code == 1 and "an earlier checkpoint is kept" in capsys.readouterr().err
+    held = torch.load(tmp_path / "checkpoint.pt")
+    assert held["step"] == kept and held["critic"]["0.weight"].isfinite().all()
