@@ -249,6 +249,7 @@ def fit(
         if trainer.step_count >= steps and (folder / "curves.png").exists():
             return
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / "curves.png").unlink(missing_ok=True)
     logged = trainer.step_count
     with Stop() as stop:
         bar = tqdm(total=steps, initial=min(logged, steps), desc=title, unit="step", leave=False, disable=None)
@@ -273,17 +274,19 @@ def fit(
         _check_finite(trainer)
         trainer.save(checkpoint)
         write_history(folder / "history.csv", trainer.history)
-        save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
         if picture:
             picture(trainer, folder / "samples.png")
+        # the last of them: where it is, all are there
+        save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
     if stop.asked:
         _leave(f"{title}: stopped at step {trainer.step_count:,} of {steps:,}; --resume goes on from there", 130)
 
 
 def _begin_anew(options):
-    """Removes every checkpoint and log below --out, once: none of an earlier run may be resumed after this one."""
+    """Removes every training below --out, once: none of an earlier run may be resumed or read after this one."""
     for checkpoint in sorted(options.out.rglob("checkpoint.pt")):
-        checkpoint.unlink()
+        for name in ("checkpoint.pt", "history.csv", "curves.png", "samples.png"):
+            (checkpoint.parent / name).unlink(missing_ok=True)
         shutil.rmtree(checkpoint.parent / "tensorboard", ignore_errors=True)
     options.overwrite = False
 

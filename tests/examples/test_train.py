@@ -340,3 +340,32 @@ def test_what_is_not_finite_is_never_saved(steps, kept, tmp_path, capsys):
     assert ended.value.code == 1 and "an earlier checkpoint is kept" in capsys.readouterr().err
     held = torch.load(tmp_path / "checkpoint.pt")
     assert held["step"] == kept and held["critic"]["0.weight"].isfinite().all()
+
+
+def test_what_was_overwritten_is_not_taken_for_what_came_after(tmp_path):
+    """Killed after --overwrite, and resumed to as many steps as were saved: no file is of the first training."""
+
+    def killed(trainer):
+        if trainer.step_count == 7:
+            raise RuntimeError("power cut")
+        return {}
+
+    fit(make_trainer(), options(tmp_path, 10), tmp_path)
+    with pytest.raises(RuntimeError, match="power cut"):
+        chosen = options(tmp_path, 50, "--overwrite", "--save-every", 6)
+        fit(make_trainer(), chosen, tmp_path, watch=killed)
+    assert not (tmp_path / "history.csv").exists() and not (tmp_path / "curves.png").exists()
+    fit(make_trainer(), options(tmp_path, 6, "--resume"), tmp_path)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 7
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_pictures_that_a_crash_kept_from_being_written_are_made_up_for(tmp_path, monkeypatch):
+    """Where an earlier, shorter training left its own."""
+    fit(make_trainer(), options(tmp_path, 4), tmp_path)
+    monkeypatch.setattr(train, "write_history", None)
+    with pytest.raises(TypeError):
+        fit(make_trainer(), options(tmp_path, 8, "--resume"), tmp_path)
+    monkeypatch.undo()
+    fit(make_trainer(), options(tmp_path, 8, "--resume"), tmp_path)
+    assert len((tmp_path / "history.csv").read_text().splitlines()) == 9
