@@ -22,7 +22,7 @@ def make_parser(doc, *, steps, batch, out, quick):
     parser.add_argument("--threads", type=int, help="PyTorch's CPU threads (default: PyTorch's own choice)")
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder for what it writes (default {out})")
     parser.add_argument("--resume", action="store_true", help="go on with the trainings that --out holds")
-    parser.add_argument("--overwrite", action="store_true", help="begin anew where --out holds trainings")
+    parser.add_argument("--overwrite", action="store_true", help="begin anew: removes all trainings below --out")
     parser.add_argument(
         "--save-every", type=int, default=500, metavar="N", help="steps between checkpoints (default 500)"
     )
@@ -44,9 +44,15 @@ def parse(parser, argv=None):
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
     try:
-        torch.empty(0, device=options.device)
+        torch.zeros(1, device=options.device).tolist()
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts
         parser.error(f"--device {options.device}: {str(error).splitlines()[0]}")
+    try:
+        torch.Generator().manual_seed(options.seed)
+    except (RuntimeError, ValueError):
+        parser.error(f"--seed must be a number of 64 bits; got {options.seed}")
+    if options.resume and options.overwrite:
+        parser.error("--resume goes on with what --out holds, and --overwrite removes it: choose one")
     held = sorted(options.out.rglob("checkpoint.pt")) if options.out.is_dir() else []
     if options.resume and not held:
         parser.error(f"--resume: {options.out} holds no checkpoint; without it a training begins")

@@ -264,7 +264,10 @@ def test_a_loss_that_is_not_finite_ends_the_training(tmp_path, capsys):
         (["--batch", "-1"], "--batch must be at least 1"),
         (["--engine", "eager"], "--engine"),
         (["--device", "abacus"], "--device abacus"),
+        (["--device", "meta"], "--device meta"),
+        (["--seed", str(10**30)], "--seed must be a number of 64 bits"),
         (["--resume"], "holds no checkpoint"),
+        (["--resume", "--overwrite"], "choose one"),
     ],
 )
 def test_options_that_cannot_be_meant(words, said, tmp_path, capsys):
