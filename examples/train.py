@@ -284,11 +284,20 @@ def fit(
 
 def _begin_anew(options):
     """Removes every training below --out, once: none of an earlier run may be resumed or read after this one."""
-    for checkpoint in sorted(options.out.rglob("checkpoint.pt")):
+    for checkpoint in filter(_is_ours, sorted(options.out.rglob("checkpoint.pt"))):
         for name in ("checkpoint.pt", "history.csv", "curves.png", "samples.png"):
             (checkpoint.parent / name).unlink(missing_ok=True)
         shutil.rmtree(checkpoint.parent / "tensorboard", ignore_errors=True)
     options.overwrite = False
+
+
+def _is_ours(path):
+    """Whether `Trainer.save` wrote it: other programs have files of that name too."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # what is no checkpoint can fail in any way
+        return False
+    return isinstance(state, dict) and {"identity", "step", "optimisers"} <= state.keys()
 
 
 def _score(trainer, score, log):

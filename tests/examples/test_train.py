@@ -372,3 +372,13 @@ def test_pictures_that_a_crash_kept_from_being_written_are_made_up_for(tmp_path,
     monkeypatch.undo()
     fit(make_trainer(), options(tmp_path, 8, "--resume"), tmp_path)
     assert len((tmp_path / "history.csv").read_text().splitlines()) == 9
+
+
+def test_overwriting_spares_what_others_wrote(tmp_path):
+    """A checkpoint.pt of another program, with its logs, below --out."""
+    for name, content in (("theirs", {"model": torch.ones(2)}), ("text", None)):
+        (tmp_path / name / "tensorboard").mkdir(parents=True)
+        torch.save(content, tmp_path / name / "checkpoint.pt")
+    fit(make_trainer(), options(tmp_path, 2, "--overwrite"), tmp_path / "ours")
+    for name in ("theirs", "text"):
+        assert (tmp_path / name / "checkpoint.pt").exists() and (tmp_path / name / "tensorboard").is_dir()
