@@ -209,7 +209,7 @@ class Trainer:
         try:
             state = torch.load(path, map_location=self.device, weights_only=True)
             identity = state["identity"]
-        except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        except (OSError, RuntimeError, EOFError, LookupError, TypeError, ValueError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path} is not a checkpoint that can be read: {error}") from error
         difference = _difference(identity, self.identity)
         if difference:

@@ -382,3 +382,13 @@ def test_overwriting_spares_what_others_wrote(tmp_path):
     fit(make_trainer(), options(tmp_path, 2, "--overwrite"), tmp_path / "ours")
     for name in ("theirs", "text"):
         assert (tmp_path / name / "checkpoint.pt").exists() and (tmp_path / name / "tensorboard").is_dir()
+
+
+def test_a_checkpoint_with_a_flipped_bit_is_named(tmp_path):
+    """In a name within it, that is no longer UTF-8."""
+    path = tmp_path / "checkpoint.pt"
+    make_trainer().save(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"identity", b"identit\xff"))
+    with pytest.raises(CheckpointError, match="checkpoint.pt is not a checkpoint that can be read"):
+        make_trainer().load(path)
