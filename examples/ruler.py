@@ -84,6 +84,8 @@ class Ruler(Trainer):
 
     def __init__(self, pair, method, first_weight, **options):
         identity = {"pair": pair.name, "exact": f"{pair.exact:.6g}"}
+        if pair.kind == "piles":
+            identity["heaps"] = [held.weights.tolist() for held in (pair.real, pair.fake)]
         if method.penalty:
             identity["first weight"] = first_weight
         super().__init__(

@@ -156,7 +156,7 @@ class TestCommandLine:
         assert len(held) == 4
         ruler.main([*words, "--resume"])
         assert capsys.readouterr().out == first
-        for other in (["--weight", 10], ["--first-weight", 1], ["--piles", "3,2,1,4/4,1,2,3"]):
+        for other in (["--weight", 10], ["--first-weight", 1], ["--piles", "4,1,2,3/3,4,2,1"]):
             with pytest.raises(SystemExit) as left:
                 ruler.main([*words, "--resume", *other])
             assert left.value.code == 2 and "is of another training" in capsys.readouterr().err
