@@ -138,7 +138,7 @@ def programs(options, engine):
     words = ["--engine", engine, "--seed", options.seed, "--device", options.device, *(["--quick"] * options.quick)]
 
     def said(name):
-        return [*words, "--out", options.out / name]
+        return [*words, "--out", options.out / "engines" / name]
 
     text_options, corpus = text.parse_text_options(said("text"))
     return {

@@ -2,6 +2,7 @@
 
 import re
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -51,6 +52,15 @@ def test_whole_trainings_begin_alike(ran):
 def test_pictures(ran):
     for part in compare.PARTS:
         assert (ran.folder / f"{part}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_trainings_of_the_programs_are_left_alone(tmp_path):
+    """Those that toy.py left below the same folder are neither refused nor touched."""
+    held = tmp_path / "toy" / "8gaussians" / "wgan-gp" / "checkpoint.pt"
+    held.parent.mkdir(parents=True)
+    held.write_bytes(b"theirs")
+    chosen = SimpleNamespace(seed=0, device="cpu", quick=True, out=tmp_path)
+    assert set(compare.programs(chosen, "auto")) == {"toy", "images", "text"} and held.read_bytes() == b"theirs"
 
 
 class Slow:
