@@ -246,6 +246,8 @@ def fit(
             trainer.load(checkpoint)
         except CheckpointError as error:
             _leave(f"--resume: {error}", 2)
+        if trainer.step_count > steps:
+            print(f"{title}: has {trainer.step_count:,} steps, more than --steps {steps:,}", file=sys.stderr)
         if trainer.step_count >= steps and (folder / "curves.png").exists():
             return
     folder.mkdir(parents=True, exist_ok=True)

@@ -392,3 +392,10 @@ def test_a_checkpoint_with_a_flipped_bit_is_named(tmp_path):
     path.write_bytes(content.replace(b"identity", b"identit\xff"))
     with pytest.raises(CheckpointError, match="checkpoint.pt is not a checkpoint that can be read"):
         make_trainer().load(path)
+
+
+def test_fewer_steps_than_were_made_are_told(tmp_path, capsys):
+    """What is read then is not what --steps says."""
+    fit(make_trainer(), options(tmp_path, 4), tmp_path)
+    fit(make_trainer(), options(tmp_path, 2, "--resume"), tmp_path, title="this one")
+    assert "this one: has 4 steps, more than --steps 2" in capsys.readouterr().err
