@@ -3,6 +3,7 @@
 import math
 
 import pytest
+import theory
 
 
 @pytest.fixture
@@ -26,6 +27,14 @@ def test_two_lines(ran):
     (error, *_) = ran.numbers("two lines: W1 is .theta. within")
     assert error < 1e-12
     assert ran.numbers("two lines:.*JS off theta = 0 is") == [pytest.approx(math.log(2), abs=1e-4)]
+    assert "KL inf" in ran.printed
+
+
+def test_lines_apart_share_no_point():
+    """Where they lie on one another all is 0; apart they share no point, however near they are."""
+    found = theory.two_lines([0.0, 0.5, -2.0], points=4)
+    assert found["KL"].tolist() == [0, math.inf, math.inf]
+    assert found["JS"] == pytest.approx([0, math.log(2), math.log(2)]) and found["W1"] == pytest.approx([0, 0.5, 2])
 
 
 def test_the_game_circles_outwards(ran):
