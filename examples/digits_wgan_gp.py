@@ -48,7 +48,7 @@ def to_nearest(samples, images):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500, help="generator steps, of five critic steps each")
+    parser.add_argument("--steps", type=int, help="generator steps, of five critic steps each (default 1,500)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="50 steps")
@@ -56,7 +56,9 @@ def main():
         "--out", type=Path, default=Path("out/digits"), help="folder of digits.png (default out/digits)"
     )
     args = parser.parse_args()
-    steps = min(args.steps, 50) if args.quick else args.steps
+    steps = (50 if args.quick else 1500) if args.steps is None else args.steps
+    if steps < 1 or args.batch < 2:  # batch norm needs two samples
+        parser.error(f"--steps must be at least 1 and --batch 2; got {steps} and {args.batch}")
     args.out.mkdir(parents=True, exist_ok=True)
     picture = args.out / "digits.png"
     torch.manual_seed(args.seed)

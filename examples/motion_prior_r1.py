@@ -65,7 +65,7 @@ def off_the_gait(policy, frames=30):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, help="(default 1,500)")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--frames", type=int, default=4, help="frames of a roll-out in training")
     parser.add_argument("--seed", type=int, default=0)
@@ -74,7 +74,9 @@ def main():
         "--out", type=Path, default=Path("out/motion"), help="folder of motion.png (default out/motion)"
     )
     args = parser.parse_args()
-    steps = min(args.steps, 700) if args.quick else args.steps
+    steps = (700 if args.quick else 1500) if args.steps is None else args.steps
+    if min(steps, args.batch, args.frames) < 1:
+        parser.error(f"--steps, --batch and --frames must be at least 1; got {steps}, {args.batch}, {args.frames}")
     args.out.mkdir(parents=True, exist_ok=True)
     picture = args.out / "motion.png"
     torch.manual_seed(args.seed)

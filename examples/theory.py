@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 import gpfast
+from gpfast.penalty import ENGINES
 
 
 def gaussians(shifts, deviation=2.0):
@@ -145,15 +146,15 @@ def draw(path, shifts, moved, thetas, lines, circle, left):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=600, help="of discriminator and critic in figure 4 (default 600)")
+    parser.add_argument("--steps", type=int, help="of discriminator and critic in figure 4 (default 600)")
     parser.add_argument("--quick", action="store_true", help="150 steps, fewer points: the same claims in seconds")
     parser.add_argument("--seed", type=int, default=0, help="of figure 4's networks and samples (default 0)")
-    parser.add_argument("--engine", default="auto", help="of the gradient penalty (default auto)")
+    parser.add_argument("--engine", choices=ENGINES, default="auto", help="of the gradient penalty (default auto)")
     parser.add_argument(
         "--out", type=Path, default=Path("out/theory"), help="folder of theory.png (default out/theory)"
     )
     arguments = parser.parse_args(argv)
-    steps = min(arguments.steps, 150) if arguments.quick else arguments.steps
+    steps = (150 if arguments.quick else 600) if arguments.steps is None else arguments.steps
     if steps < 1:
         parser.error(f"--steps must be at least 1; got {arguments.steps}")
 
