@@ -16,6 +16,6 @@ def divergence(first, second):
     for name, counted in (("first", first), ("second", second)):
         if not counted:
             raise ValueError(f"{name} holds no n-grams: its texts are shorter than n; give longer ones")
-    strings = list(first.keys() | second.keys())
+    strings = sorted(first.keys() | second.keys())  # in an order, and so with a sum, that every process has
     frequencies = [np.array([counted[string] for string in strings], float) for counted in (first, second)]
     return float(jensenshannon(*frequencies) ** 2)

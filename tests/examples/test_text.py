@@ -224,3 +224,13 @@ def test_what_it_leaves(ran):
         assert len(block) == text.SHOWN and {len(line) for line in block} == {length}
     assert (ran.folder / "text.png").stat().st_size > 20_000
     assert (ran.folder / "wgan-gp" / "checkpoint.pt").exists()
+
+
+def test_a_score_is_summed_in_the_same_order_in_every_process(monkeypatch):
+    """Not in that of a set of strings, which Python's hashing draws anew."""
+    seen = []
+    monkeypatch.setattr(ngrams, "jensenshannon", lambda *frequencies: seen.extend(frequencies) or 0.0)
+    alphabet = "".join(map(chr, range(ord("a"), ord("z") + 1)))
+    counted = Counter({character: count for count, character in enumerate(alphabet, 1)})
+    ngrams.divergence(counted, counted)
+    assert [list(frequency) for frequency in seen] == [list(range(1, 27))] * 2
