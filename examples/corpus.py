@@ -1,5 +1,6 @@
 """Texts as windows of characters: where they come from, how they are split, and their one-hot code."""
 
+import hashlib
 import re
 from collections import Counter
 
@@ -59,6 +60,7 @@ class Corpus:
             frequent = [character for character in frequent if character != RARE][: characters - 1] + [RARE]
         self.alphabet, self.length = "".join(sorted(frequent)), length
         self.codes = {character: code for code, character in enumerate(self.alphabet)}
+        self.fingerprint = hashlib.sha256(f"{train}\0{held_out}".encode()).hexdigest()
         self.rare = sum(character not in self.codes for character in train) / max(1, len(train))
         self.train, self.held_out = self.encode(train), self.encode(held_out)
         self.train_starts, self.held_out_starts = self.starts(train, "training"), self.starts(held_out, "held-out")

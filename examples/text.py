@@ -130,7 +130,7 @@ def build(options, method=None, corpus=None):
     return Trainer(
         make_generator(*sizes), make_critic(*sizes), method, corpus.draw, lambda count: torch.randn(count, NOISE),
         batch=options.batch, engine=options.engine, device=options.device,
-        identity={"text": str(options.text), "alphabet": corpus.alphabet, "rate": options.rate},
+        identity={"text": corpus.fingerprint, "alphabet": corpus.alphabet, "rate": options.rate},
     )  # fmt: skip
 
 

@@ -241,15 +241,8 @@ def fit(
         trainer.identity["steps"] = steps
     if options.overwrite:
         _begin_anew(options)
-    if options.resume and checkpoint.exists():
-        try:
-            trainer.load(checkpoint)
-        except CheckpointError as error:
-            _leave(f"--resume: {error}", 2)
-        if trainer.step_count > steps:
-            print(f"{title}: has {trainer.step_count:,} steps, more than --steps {steps:,}", file=sys.stderr)
-        if trainer.step_count >= steps and (folder / "curves.png").exists():
-            return
+    if options.resume and checkpoint.exists() and _resumed(trainer, checkpoint, steps, title):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "curves.png").unlink(missing_ok=True)
     logged = trainer.step_count
@@ -282,6 +275,17 @@ def fit(
         save(curves(trainer.history, trainer.scores, f"{title}, {trainer.step_count:,} steps"), folder / "curves.png")
     if stop.asked:
         _leave(f"{title}: stopped at step {trainer.step_count:,} of {steps:,}; --resume goes on from there", 130)
+
+
+def _resumed(trainer, checkpoint, steps, title):
+    """Loads the checkpoint; whether that training is finished, with all that it leaves."""
+    try:
+        trainer.load(checkpoint)
+    except CheckpointError as error:
+        _leave(f"--resume: {error}", 2)
+    if trainer.step_count > steps:
+        print(f"{title}: has {trainer.step_count:,} steps, more than --steps {steps:,}", file=sys.stderr)
+    return trainer.step_count >= steps and (checkpoint.parent / "curves.png").exists()
 
 
 def _begin_anew(options):

@@ -74,6 +74,12 @@ def test_rare_characters_share_one_place(small):
     assert small.strings(small.encode("the é")[None]) == ["the " + corpus.RARE]
 
 
+def test_another_text_has_another_fingerprint(small):
+    """By which a checkpoint knows its own, though the file keeps its name and the text its characters."""
+    other = corpus.Corpus(SENTENCE.replace("cat", "act") * 100, SENTENCE * 60 + "é", length=12, characters=10)
+    assert other.alphabet == small.alphabet and other.fingerprint != small.fingerprint
+
+
 def test_an_alphabet_that_suffices_has_no_placeholder():
     whole = corpus.Corpus(SENTENCE * 100, SENTENCE * 60, length=12, characters=40)
     assert whole.alphabet == "".join(sorted(set(SENTENCE))) and whole.rare == 0
