@@ -161,14 +161,14 @@ def compare_engines(options):
             order = ENGINES if number % 2 else ENGINES[::-1]
             seconds = {engine: turn(pair[engine], options.turn) for engine in order}
             ratios[name].append(seconds["reference"] / seconds["auto"])
-        first = {engine: trainer.history["critic"][0] for engine, trainer in pair.items()}
-        apart = abs(first["auto"] - first["reference"]) / abs(first["reference"])
+        begun = {engine: trainer.history["critic"][:2] for engine, trainer in pair.items()}
+        apart = max(abs(ours - eager) / abs(eager) for ours, eager in zip(*begun.values(), strict=True))
         low, *_, high = statistics.quantiles(ratios[name], n=5)
         steps = len(pair["auto"].history["critic"])
         print(
             f"whole training, {name}: eager / gpfast {statistics.median(ratios[name]):.2f} (20 % to 80 %: {low:.2f} to"
-            f" {high:.2f}) over {options.turns} turns of {options.turn} steps; first losses {apart:.0e} apart,"
-            f" {steps} steps each"
+            f" {high:.2f}) over {options.turns} turns of {options.turn} steps; losses of the first"
+            f" two {apart:.0e} apart at most, {steps} steps each"
         )
     return ratios
 

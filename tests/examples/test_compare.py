@@ -45,8 +45,8 @@ def test_whole_trainings_begin_alike(ran):
     for name in ("toy", "images", "text"):
         ratio, *_, steps = ran.numbers(f"whole training, {name}: eager / gpfast")
         assert ratio > 0 and steps == 14
-        (apart,) = re.findall(rf"^whole training, {name}.*first losses (\S+) apart", ran.printed, flags=re.M)
-        assert float(apart) < 1e-4
+        (apart,) = re.findall(rf"^whole training, {name}.*losses of the first two (\S+) apart", ran.printed, flags=re.M)
+        assert float(apart) < 1e-2
 
 
 def test_pictures(ran):
