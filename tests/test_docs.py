@@ -13,7 +13,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_files_and_links_exist(page):
     text = page.read_text()
-    named = re.findall(r"`?\b((?:tests|benchmarks|gpfast|kernels|csrc|docs)/[\w./-]*\w)", text)
+    named = re.findall(r"`?\b((?:tests|benchmarks|gpfast|kernels|csrc|docs|examples)/[\w./-]*\w)", text)
     linked = re.findall(r"\]\((?!https?:)([^)#]+)", text)
     missing = [name for name in named if not (ROOT / name).exists()]
     missing += [link for link in linked if not (page.parent / link).exists()]
