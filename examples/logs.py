@@ -21,6 +21,8 @@ def renamed(path):
     temporary = path.with_name(path.name + ".tmp")
     try:
         yield temporary
+        with open(temporary, "rb") as written:
+            os.fsync(written.fileno())  # on the disk before it has the name: a power cut leaves one or the other
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

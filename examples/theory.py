@@ -157,6 +157,10 @@ def main(argv=None):
     steps = (150 if arguments.quick else 600) if arguments.steps is None else arguments.steps
     if steps < 1:
         parser.error(f"--steps must be at least 1; got {arguments.steps}")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out: {error}")
 
     shifts = np.linspace(0, 20, 11 if arguments.quick else 81)
     thetas = np.linspace(-2, 2, 9 if arguments.quick else 41)

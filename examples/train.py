@@ -153,7 +153,11 @@ class Trainer:
 
     @property
     def history(self):
-        """{name: [a float each step]}: the last critic step's readings, "generator", and "seconds" since the start."""
+        """{name: [a float each step]}: the last critic step's readings, "generator", and "seconds" since the start.
+
+        "wasserstein" is the mean score of real samples minus that of generated ones: an estimate of W1 where the method
+        holds the critic's slope to 1, and a gap of scores elsewhere.
+        """
         self._read()
         return self._columns
 
@@ -261,13 +265,11 @@ def fit(
                 if trainer.step_count % READ_EVERY == 0:
                     logged = log.columns(trainer.history, logged)
                     _check_finite(trainer)
-                    bar.set_postfix_str(f"Wasserstein {trainer.history['wasserstein'][-1]:.3f}", refresh=False)
+                    bar.set_postfix_str(f"real - fake {trainer.history['wasserstein'][-1]:.3f}", refresh=False)
                 if trainer.step_count % options.save_every == 0 and trainer.step_count < steps:
-                    _check_finite(trainer)
-                    trainer.save(checkpoint)
+                    _save(trainer, checkpoint)
             log.columns(trainer.history, logged)
-        _check_finite(trainer)
-        trainer.save(checkpoint)
+        _save(trainer, checkpoint)
         write_history(folder / "history.csv", trainer.history)
         if picture:
             picture(trainer, folder / "samples.png")
@@ -314,6 +316,15 @@ def _score(trainer, score, log):
         found = {name: float(value) for name, value in score(trainer).items()}
     trainer.scores.append({"step": trainer.step_count, "seconds": trainer.seconds, **found})
     log.scores(found, trainer.step_count)
+
+
+def _save(trainer, checkpoint):
+    _check_finite(trainer)
+    try:
+        trainer.save(checkpoint)
+    except (OSError, RuntimeError) as error:  # PyTorch says the latter of a full disk
+        reason = str(error).splitlines()[0]
+        _leave(f"{checkpoint} could not be written ({reason}); an earlier checkpoint is kept as it was", 1)
 
 
 def _check_finite(trainer):
