@@ -43,6 +43,16 @@ def fresh_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.fixture
+def as_before():
+    """For programs that set threads and random state. One thread: networks this small gain nothing from more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with torch.random.fork_rng():
+        yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(params=["pytorch", "c++", "triton", pytest.param("gpu", marks=pytest.mark.gpu)])
 def ends(request):
     """The three ops of the two ends on one backend each, and the device they take."""

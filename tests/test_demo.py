@@ -16,21 +16,12 @@ from gpfast.cli import demo, timing  # noqa: E402
 from gpfast.cli.digits import Digits, Training, eager_gradient_penalty, gpfast_penalty  # noqa: E402
 
 PNG = b"\x89PNG\r\n"
+pytestmark = pytest.mark.usefixtures("as_before")
 
 
 @pytest.fixture(scope="module")
 def digits():
     return Digits()
-
-
-@pytest.fixture(autouse=True)
-def as_before():
-    """The demo sets its process's threads and random state. One thread: layers this small gain nothing from more."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

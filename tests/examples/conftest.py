@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import torch
 
 EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 sys.path.insert(0, str(EXAMPLES))  # as Python does for `python examples/NAME.py`
@@ -62,10 +61,5 @@ def quick_run(request, tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def as_before():
-    """One thread: networks this small gain nothing from more. The random state of other tests stays as it is."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng():
-        yield
-    torch.set_num_threads(threads)
+def every_test_leaves_all_as_before(as_before):
+    pass
