@@ -33,16 +33,19 @@ def make_parser(doc, *, steps, batch, out, quick):
     return parser
 
 
-def parse(parser, argv=None):
-    """The options, checked; what makes no sense ends the program with a sentence and status 2."""
+def parse(parser, argv=None, smallest=None):
+    """The options, checked; what makes no sense ends the program with a sentence and status 2.
+
+    smallest: {name: the least that an option of the program's own may be}.
+    """
     argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
     if "--quick" in argv:
         parser.set_defaults(**parser.quick)
     options = parser.parse_args(argv)
-    for name in ("steps", "batch", "save_every", "threads"):
+    for name, least in {**dict.fromkeys(("steps", "batch", "save_every", "threads"), 1), **(smallest or {})}.items():
         value = getattr(options, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {value}")
+        if value is not None and value < least:
+            parser.error(f"--{name.replace('_', '-')} must be at least {least}; got {value}")
     try:
         torch.zeros(1, device=options.device).tolist()
     except (RuntimeError, AssertionError) as error:  # PyTorch without CUDA asserts

@@ -201,10 +201,7 @@ def main(argv=None):
     parser.add_argument("--filters", type=int, default=8, help="of the DCGAN's widest maps (default 8)")
     parser.add_argument("--turns", type=int, default=40, help="of each engine, in part engines (default 40)")
     parser.add_argument("--turn", type=int, default=4, help="steps of a turn (default 4)")
-    options = parse(parser, argv)
-    for name in ("filters", "turns", "turn"):
-        if getattr(options, name) < (2 if name == "turns" else 1):
-            parser.error(f"--{name}: got {getattr(options, name)}")
+    options = parse(parser, argv, smallest={"filters": 1, "turns": 2, "turn": 1})
     digits = image_data.load(["digits"], options.size)
     if "methods" in options.part:
         compare_methods(options, digits)

@@ -99,10 +99,7 @@ SMALLEST = {"length": 4, "characters": 2, "width": 1, "blocks": 0, "score_every"
 def parse_text_options(argv=None):
     """The parsed options and the corpus that they name."""
     parser = make_text_parser()
-    options = parse(parser, argv)
-    for name, smallest in SMALLEST.items():
-        if getattr(options, name) < smallest:
-            parser.error(f"--{name.replace('_', '-')} must be at least {smallest}; got {getattr(options, name)}")
+    options = parse(parser, argv, SMALLEST)
     if not 0 < options.rate < math.inf:
         parser.error(f"--rate must be a positive number; got {options.rate}")
     try:

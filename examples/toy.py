@@ -62,7 +62,7 @@ def build(options, data, method, remedies=()):
     return Trainer(
         mlp(LATENT, 2, 4, options.width),
         mlp(2, 1, 4, options.width),
-        replace(METHODS[method], decay=True, **TOY[method], **({"clip": options.clip} if method == "wgan" else {})),
+        replace(METHODS[method], decay=True, clip=METHODS[method].clip and options.clip, **TOY[method]),
         DATA[data].draw,
         noise,
         batch=options.batch,
@@ -169,12 +169,9 @@ def read_options(argv=None):
     parser.add_argument("--width", type=int, default=128, help="of the hidden layers (default 128)")
     parser.add_argument("--surface-steps", type=int, default=1000, help="of critics alone (default 1,000)")
     parser.add_argument("--deep-steps", type=int, default=300, help=f"of critics of {DEEP_LAYERS} layers (default 300)")
-    options = parse(parser, argv)
+    options = parse(parser, argv, smallest={"width": 1, "surface_steps": 1, "deep_steps": 1})
     if not options.clip > 0:
         parser.error(f"--clip must be above 0; got {options.clip}")
-    for name in ("width", "surface_steps", "deep_steps"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1; got {getattr(options, name)}")
     if options.remedy and options.methods != ["gan"]:
         parser.error(f"--remedy is for --methods gan alone; got {' '.join(options.methods)}")
     return options
