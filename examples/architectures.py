@@ -25,11 +25,11 @@ from functools import partial
 
 import torch
 from command_line import make_parser, parse
+from image_data import all_digits
 from methods import METHODS
 from pictures import ACCENT, BLUE, GREY, INK, plt, save, sheet
 from random_networks import LATENT, build, random_architecture
-from scores import digit_classifier, inception_score
-from sklearn.datasets import load_digits
+from scores import digit_score
 from torch.nn.functional import pad
 from tqdm import tqdm
 from train import Trainer, fit
@@ -40,11 +40,6 @@ from gpfast.compare import EXACT
 TRAINED = ("gan", "wgan-gp")
 OUTCOMES = ("only GAN", "only WGAN-GP", "both", "neither")
 SCORED = 1000  # samples
-
-
-def digits():
-    """(1797, 1, 8, 8) in [-1, 1]."""
-    return torch.tensor(load_digits().images, dtype=torch.float32).unsqueeze(1) / 8 - 1
 
 
 def some(images, count):
@@ -60,7 +55,7 @@ def noise(count):
 
 def check(options, seeds):
     """{seed: gpfast.Check} of the penalised critic of each architecture, at its first weights."""
-    images, found = digits(), {}
+    images, found = all_digits()[0], {}
     for seed in (bar := tqdm(seeds, unit="critic", leave=False, disable=None)):
         architecture = random_architecture(seed)
         bar.set_postfix_str(architecture.name, refresh=False)
@@ -126,7 +121,7 @@ def write_table(path, header, rows):
 
 def train(options, seeds):
     """{seed: {"gan": score, "wgan-gp": score}}; a training whose loss is no longer finite has score 1."""
-    images, found = digits(), {}
+    images, found = all_digits()[0], {}
     for number, seed in enumerate(seeds, 1):
         name = random_architecture(seed).name
         found[seed] = {
@@ -161,11 +156,7 @@ def trained_score(options, images, seed, method, title):
 def score(trainer):
     """Of samples that are not finite it is the least that there is."""
     samples = trainer.samples(SCORED)
-    return {"inception": judged(samples) if samples.isfinite().all() else 1.0}
-
-
-def judged(images):
-    return inception_score(digit_classifier().probabilities(images))
+    return {"inception": digit_score(samples) if samples.isfinite().all() else 1.0}
 
 
 def picture(trainer, path):
@@ -185,7 +176,7 @@ def outcomes(found, thresholds):
 
 
 def report_scores(options, found):
-    best = judged(digits())
+    best = digit_score(all_digits()[0])
     table = outcomes(found, options.thresholds)
     print(f"real digits score {best:.2f}; {len(found)} architectures, {options.steps:,} steps of each method")
     print("score above  " + "  ".join(OUTCOMES))

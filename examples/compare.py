@@ -26,7 +26,7 @@ import toy
 from image_networks import ARCHITECTURES, LATENT
 from methods import METHODS
 from pictures import ACCENT, BLUE, GREY, INK, plt, save
-from scores import digit_classifier, inception_score, sliced_wasserstein
+from scores import digit_score, sliced_wasserstein
 from tqdm import tqdm
 from train import Trainer, fit, make_parser, parse
 
@@ -60,7 +60,7 @@ def build(options, digits, method, name, engine=None):
 
 def score_of(samples, digits):
     return {
-        "score": inception_score(digit_classifier().probabilities(samples)),
+        "score": digit_score(samples),
         "sliced Wasserstein": sliced_wasserstein(samples, digits.held_out),
     }
 
@@ -141,9 +141,10 @@ def programs(options, engine):
         return [*words, "--out", options.out / "engines" / name]
 
     text_options, corpus = text.parse_text_options(said("text"))
+    loaded, image_options = images.read_options(said("images"))
     return {
         "toy": toy.build(toy.read_options(said("toy")), "8gaussians", "wgan-gp"),
-        "images": images.build(images.read_options(said("images"))[1], "resnet"),
+        "images": images.build(image_options, "resnet", loaded),
         "text": text.build(text_options, "wgan-gp", corpus),
     }
 

@@ -58,12 +58,18 @@ def load(words, size, skip_unreadable=False):
     return digits(size) if kind == "digits" else patches(size)
 
 
-def digits(size):
+def all_digits():
+    """(images, labels, names of the classes): (1797, 1, 8, 8) in [-1, 1], none held out."""
     found = load_digits()
     images = torch.tensor(found.images, dtype=torch.float32)[:, None] / 8 - 1
+    return images, torch.tensor(found.target), tuple(str(name) for name in found.target_names)
+
+
+def digits(size):
+    images, labels, classes = all_digits()
     if size != images.shape[-1]:
         images = F.interpolate(images, size=size, mode="bicubic").clamp(-1, 1)
-    return split(images, torch.tensor(found.target), tuple(str(name) for name in found.target_names))
+    return split(images, labels, classes)
 
 
 def patches(size, count=8192):

@@ -33,7 +33,9 @@ RATE = 1e-3  # ten times the paper's: networks this small, trained for minutes
 class GrowingTrainer(Trainer):
     """Sets the growth of progressive networks, a function of the step alone, before each step."""
 
-    grow_every = 1
+    def __init__(self, *arguments, grow_every, **options):
+        super().__init__(*arguments, **options)
+        self.grow_every = grow_every
 
     def step(self, progress=0.0, watch=None):
         for network in (self.generator, self.critic):
@@ -59,10 +61,10 @@ def build(options, architecture, images=None):
         identity["rate"] = rate
     kind = Trainer
     if architecture == "progressive":
-        kind = GrowingTrainer
         grow_every = options.grow_every or max(1, options.steps // (2 * doublings(options.size) + 2))
         identity["grow_every"] = grow_every
-    trainer = kind(
+        kind = partial(GrowingTrainer, grow_every=grow_every)
+    return kind(
         *networks,
         method,
         images.draw_labelled if about.labelled else images.draw,
@@ -72,9 +74,6 @@ def build(options, architecture, images=None):
         device=options.device,
         identity=identity,
     )
-    if kind is GrowingTrainer:
-        trainer.grow_every = grow_every
-    return trainer
 
 
 def check_labels(architecture, images):

@@ -1,6 +1,7 @@
 """How good samples are: a classifier's opinion of generated digits, and a distance between two sets of samples.
 
     digit_classifier()                   a classifier of scikit-learn's digits; .probabilities(images), .accuracy
+    digit_score(images)                  the classifier's inception score of them
     inception_score(probabilities)       exp of the mean KL(p(y|x) || p(y)) (Salimans et al. 2016, arXiv 1606.03498)
     sliced_wasserstein(a, b, seed)       W2, its root mean square over random directions, by POT
 
@@ -50,6 +51,11 @@ class DigitClassifier:
             )
         small = F.adaptive_avg_pool2d(images.detach().cpu().double(), SIDE)
         return self._network.predict_proba((small.flatten(1).numpy() + 1) / 2)
+
+
+def digit_score(images):
+    """The `inception_score` of images of digits, as `DigitClassifier.probabilities` takes them."""
+    return inception_score(digit_classifier().probabilities(images))
 
 
 def inception_score(probabilities):

@@ -23,10 +23,9 @@ from pathlib import Path
 
 import torch
 from corpus import Corpus, NoCorpus, documentation, text_file
-from matplotlib import pyplot as plt
 from methods import METHODS
 from ngrams import divergence, ngrams
-from pictures import ACCENT, BLUE, GREY, INK, save
+from pictures import ACCENT, BLUE, GREY, INK, plt, save
 from torch import nn
 from train import Trainer, fit, make_parser, parse
 
@@ -36,6 +35,7 @@ SCORED = 2000  # generated windows that a score compares with HELD_OUT held-out 
 HELD_OUT = 10_000
 SHOWN, PICTURED, PRINTED = 64, 18, 8  # generated windows in samples.txt, in the picture, on the screen
 COLORS = INK, ACCENT, BLUE, GREY, "black"
+MONOSPACE = {"family": "monospace", "fontsize": 8, "va": "center", "color": INK}
 
 
 class Block(nn.Module):
@@ -162,16 +162,7 @@ def show(axis, windows, title):
     """The windows, one a line, as a panel of a picture; a space is a dot, so that there is something to see."""
     for place, window in enumerate(windows[:PICTURED]):
         height = 1 - (place + 0.5) / PICTURED
-        axis.text(
-            0,
-            height,
-            window.replace(" ", "·"),
-            family="monospace",
-            fontsize=8,
-            va="center",
-            color=INK,
-            parse_math=False,
-        )
+        axis.text(0, height, window.replace(" ", "·"), parse_math=False, **MONOSPACE)
     axis.set_title(title, loc="left", fontsize=10)
     axis.set_axis_off()
 
