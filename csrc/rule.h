@@ -43,6 +43,15 @@ struct Place {
   at::ScalarType dtype(size_t i) const;
 };
 
+// What a rule does to each row of a matrix, where that is all it does and no second adjoint arrives: a product with a weight, or the
+// two slopes of an activation. Sweeps may then run several in one call (dense_run.h).
+struct OfRows {
+  at::Tensor weight;   // (in, out): y = x @ weight; undefined: slopes
+  bool wanted = false;  // its gradient
+  at::Tensor decider;
+  Gate gate{};
+};
+
 // Runs below autograd and with autocast off. Values have the shape and dtype of the operation's input or output, any strides
 // (but no overlap), and are moved in: a rule that finds one `ours` may write into it and hand it on. Absent values are undefined:
 // an adjoint or tangent of zero is never made, and every function must do with any of its values undefined (of adjoint's and
@@ -77,6 +86,10 @@ class Rule {
   virtual bool repeats_adjoint() const { return false; }
   virtual at::Tensor adjoint_again() const { return {}; }
 
+  // Neither is defined where the rule is of another kind. made: the gradient of the weight, which second then returns.
+  virtual OfRows of_rows() const { return {}; }
+  virtual void made(at::Tensor /*gradient*/) {}
+
   // The rule of the only operation that reads the output; null where several do. Set by the sweeps before adjoint, for what then
   // arrives, and again before borrow.
   Rule* reader = nullptr;
@@ -104,6 +117,8 @@ Sizes sizes_of(const torch::autograd::InputMetadata& value);
 bool ours(const at::Tensor& tensor);
 // The last two dimensions swapped: a view, as at::transpose makes it, in a tenth of its time where it is a plain tensor.
 at::Tensor transposed(const at::Tensor& matrix);
+// Nothing but a tensor: no subclass, no data that is elsewhere.
+bool ordinary(const at::Tensor& tensor);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
 // On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each. There, what saves memory

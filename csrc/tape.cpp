@@ -177,6 +177,10 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
       continue;
     }
     if (at < made_) make_rules(at);
+    if (adjoint_of_run(at, gradients)) {
+      at = runs_.back()->bottom();
+      continue;
+    }
     Values out;
     if (step.alone) {
       out = step.rule->adjoint(std::move(step.a));
@@ -195,6 +199,28 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   if (plan_.half) unscale_gradients(gradients);
   watched_.describe(steps);
   return gradients;
+}
+
+// Of the run of dense layers that begins at step `top`, where one does. What is watched is taken step by step.
+bool Tape::adjoint_of_run(size_t top, variable_list& gradients) {
+  if (watched_.on()) return false;
+  auto run = DenseRun::from(plan_.steps, top, made_);
+  if (!run) return false;
+  auto& bottom = plan_.steps[run->bottom()];
+  Values out(bottom.place.inputs.size());
+  {
+    Plain plain;
+    out[run->input()] = run->adjoint(plan_.steps[top].a[0]);
+  }
+  for (size_t at = top; at > run->bottom(); --at) {
+    plan_.steps[at].a.clear();
+    plan_.steps[at - 1].reader = static_cast<int>(at);
+    plan_.steps[at - 1].uses.back() += 1;
+  }
+  bottom.a.clear();
+  give_adjoint(bottom, std::move(out), gradients);
+  runs_.push_back(std::move(run));
+  return true;
 }
 
 Rule* Tape::reader(const Step& step) const { return step.reader >= 0 ? plan_.steps[step.reader].rule.get() : nullptr; }
@@ -325,6 +351,7 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
   std::vector<c10::SmallVector<int, 2>> uses;
   for (auto& step : steps) uses.push_back(step.uses);
   const Watched::Running running(watched_, kTangent);
+  auto run = runs_.rbegin();
   for (size_t at = 0; at < steps.size(); ++at) {
     auto& step = steps[at];
     running.at(at);
@@ -340,6 +367,18 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
         auto& held = v[source.target];
         accumulate(t[i], --target_uses[source.target] ? held : std::move(held));
       }
+    }
+    if (run != runs_.rend() && (*run)->bottom() == at) {
+      auto& top = steps[(*run)->top()];
+      top.t = Values(1);
+      {
+        Plain plain;
+        top.t[0] = (*run)->tangent(t[(*run)->input()], steps, step.rule->keep);
+      }
+      for (; at < (*run)->top(); ++at) end_tangent(steps[at], grads);
+      end_tangent(top, grads);
+      ++run;
+      continue;
     }
     step.t = Values(step.place.outputs);
     if (any_defined(t)) {
@@ -357,10 +396,15 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
       for (size_t k = 0; k < step.place.outputs; ++k)
         if (step.uses[k]) step.t[k] = std::move(out[k]);
     }
-    // Nothing can arrive any more: what is left are gradients of parameters, which need not wait for the last sweep.
-    if (step.runs_second && !step.alone && !step.place.bent && !step.rule->bends() && !step.rule->keep) run_second(step, grads);
-    else if (!step.runs_second && !step.rule->keep) step.rule.reset();
+    end_tangent(step, grads);
   }
+}
+
+// Where nothing can arrive any more, what is left are gradients of parameters, which need not wait for the last sweep.
+void Tape::end_tangent(Step& step, variable_list& grads) {
+  if (step.rule->keep) return;
+  if (!step.runs_second) step.rule.reset();
+  else if (!step.alone && !step.place.bent && !step.rule->bends()) run_second(step, grads);
 }
 
 void Tape::run_second(Step& step, variable_list& grads) {

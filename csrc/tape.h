@@ -1,5 +1,6 @@
 #pragma once
 // The sweeps over a plan.
+#include "dense_run.h"
 #include "plan.h"
 #include "saved.h"
 #include "watch.h"
@@ -40,6 +41,8 @@ class Tape {
   at::Tensor* arrived_second(const Source& source, variable_list& grads);  // null where a rule may not add to it
   void offer_second(Step& step, variable_list& grads, bool parameters_only);
   void withdraw_second(Step& step, variable_list& grads);
+  bool adjoint_of_run(size_t top, variable_list& gradients);
+  void end_tangent(Step& step, variable_list& grads);
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
   void admit_second(int index, int made_from);
@@ -59,6 +62,7 @@ class Tape {
   int exponent_ = 0;    // adjoints are carried times 2^exponent
   at::Tensor unscale_;  // 0-dim float32
   Watched watched_;
+  std::vector<std::unique_ptr<DenseRun>> runs_;  // from the scores down
 };
 
 }  // namespace gpfast

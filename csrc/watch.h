@@ -16,6 +16,7 @@ class Watched {
  public:
   Watched();
 
+  bool on() const { return tape_ >= 0; }
   // After the adjoint sweep: every step that ran, with the bytes that it holds.
   void describe(const std::vector<Step>& steps) const;
 

@@ -203,11 +203,26 @@ def _touched_bytes(tensor: Tensor) -> int:
 
 @functools.cache
 def _flop_formula(function) -> Callable | None:
-    """The registry's formula: an operator that writes into its first argument, addmm_, has that of addmm."""
+    """The registry's formula, or ours for our own: an operator that writes into its first argument, addmm_, has that of addmm."""
+    if function.namespace == "gpfast":
+        return _OWN_FLOP.get(function._schema.name.removeprefix("gpfast::"))
     packet = function._overloadpacket
     if packet not in flop_registry and function.namespace == "aten" and function._schema.name.endswith("_"):
         packet = getattr(torch.ops.aten, function._schema.name.removeprefix("aten::").rstrip("_"), None)
     return flop_registry.get(packet)
+
+
+def _adjoint_flop(a: Tensor, weights: list[Tensor], *_, out_val: Any) -> int:
+    return 2 * a.shape[0] * sum(weight.numel() for weight in weights)
+
+
+def _tangent_flop(t: Tensor, held: Tensor, weights: list[Tensor], *_, out_val: Any) -> int:
+    result, gradients = out_val
+    pushed = weights if result.numel() else weights[:-1]
+    return 2 * t.shape[0] * sum(tensor.numel() for tensor in (*pushed, *gradients))
+
+
+_OWN_FLOP = {"dense_adjoint": _adjoint_flop, "dense_tangent": _tangent_flop}
 
 
 def _only_allocates(function) -> bool:

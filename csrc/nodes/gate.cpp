@@ -43,6 +43,11 @@ class GateRule : public Rule {
     return out;
   }
 
+  OfRows of_rows() const override {
+    if (weight_.defined() || place.bent) return {};
+    return {.decider = h_, .gate = gate_};
+  }
+
   GateOfBits lend(const Order& order) override {
     lent_ = bits_.defined() && !weight_.defined() && order == order_;
     return lent_ ? GateOfBits{bits_, gate_.slopes} : GateOfBits{};

@@ -104,6 +104,13 @@ class Matmul final : public Rule {
     return out;
   }
 
+  OfRows of_rows() const override {
+    const auto &left = factors_[kLeft], &right = factors_[kRight];
+    if (!left.live || right.live || live_addend() || place.bent || left.vector >= 0 || right.vector >= 0 || !alpha_.equal(1)) return {};
+    return {.weight = right.value, .wanted = right.wanted};
+  }
+  void made(Tensor gradient) override { factors_[kRight].part = std::move(gradient); }
+
   int64_t kept() const override {
     int64_t bytes = bytes_of({a_});
     for (const auto& factor : factors_) bytes += bytes_of({factor.live ? factor.value : Tensor(), factor.tangent, factor.part});

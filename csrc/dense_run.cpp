@@ -1,0 +1,92 @@
+#include "dense_run.h"
+
+#include <torch/csrc/autograd/function.h>
+
+#include <algorithm>
+
+namespace gpfast {
+namespace {
+
+constexpr size_t kLongest = 32;  // layers
+
+// The only live input; none where there are several.
+std::optional<size_t> live_input(const Step& step) {
+  std::optional<size_t> only;
+  for (size_t i = 0; i < step.place.inputs.size(); ++i) {
+    if (!step.place.live(i)) continue;
+    if (only) return std::nullopt;
+    only = i;
+  }
+  return only;
+}
+
+bool fits(const at::Tensor& matrix, const at::Tensor& a) {
+  return matrix.dim() == 2 && matrix.scalar_type() == a.scalar_type() && matrix.is_cpu() && ordinary(matrix) && matrix.numel() > 0 &&
+         !matrix.is_conj() && !matrix.is_neg();
+}
+
+bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
+
+}  // namespace
+
+std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t top, size_t made) {
+  const auto& a = steps[top].a[0];
+  if (steps[top].a.size() != 1 || !a.defined() || !dense_is_fast() || launched(a) || !fits(a, a)) return nullptr;
+  if (a.scalar_type() != at::kFloat && a.scalar_type() != at::kDouble) return nullptr;
+  auto run = std::make_unique<DenseRun>();
+  run->top_ = top;
+  run->through_ = steps[top].place.tangent;
+  const int64_t rows = a.size(0);
+  at::Tensor decider;  // of the layer that comes next
+  Gate gate{};
+  for (size_t at = top;; --at) {
+    const auto& step = steps[at];
+    const bool first = at == top;
+    if (!step.rule || !step.runs_tangent || step.awaits_second || step.place.outputs != 1) break;
+    if (!first && (step.reader != kNobody || step.a[0].defined())) break;
+    const auto of = step.rule->of_rows();
+    const auto input = live_input(step);
+    if (!input) break;
+    if (of.weight.defined()) {
+      if (!fits(of.weight, a) || rows * of.weight.numel() > kMostDense) break;
+      if (!first && !run->layers_.empty() && !decider.defined()) break;  // nothing between two products
+      run->layers_.push_back({of.weight, std::move(decider), gate, of.wanted});
+      decider = at::Tensor();
+      run->products_.push_back(at);
+      run->bottom_ = at;
+      run->input_ = *input;
+    } else {
+      if (!of.decider.defined() || decider.defined() || !fits(of.decider, a) || of.decider.size(0) != rows || !rows_follow(of.decider))
+        break;
+      decider = of.decider;
+      gate = of.gate;
+    }
+    const auto& source = step.sources[*input];
+    if (at == made || source.step != static_cast<int>(at) - 1 || source.target >= 0 || source.output != 0) break;
+    if (run->layers_.size() == kLongest) break;
+  }
+  if (run->layers_.size() < 2) return nullptr;
+  std::reverse(run->layers_.begin(), run->layers_.end());
+  std::reverse(run->products_.begin(), run->products_.end());
+  return run;
+}
+
+at::Tensor DenseRun::adjoint(const at::Tensor& a) {
+  auto [input, held] = dense_adjoint(a.contiguous(), layers_);
+  held_ = std::move(held);
+  return std::move(input);
+}
+
+at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep) {
+  if (!t.defined()) return {};
+  auto [result, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_);
+  for (size_t i = 0; i < layers_.size(); ++i)
+    if (layers_[i].wanted) steps[products_[i]].rule->made(std::move(gradients[i]));
+  if (!keep) {
+    layers_.clear();
+    held_.reset();
+  }
+  return through_ ? std::move(result) : at::Tensor();
+}
+
+}  // namespace gpfast

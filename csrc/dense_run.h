@@ -1,0 +1,35 @@
+#pragma once
+// Steps that are a run of small dense layers: their sweeps in one call each way.
+#include <memory>
+
+#include "ops/dense.h"
+#include "plan.h"
+
+namespace gpfast {
+
+class DenseRun {
+ public:
+  // The run that begins with step `top`, whose adjoint is there, and goes down to step `made` at most; null where none does. All of
+  // its rules are made.
+  static std::unique_ptr<DenseRun> from(const std::vector<Step>& steps, size_t top, size_t made);
+
+  size_t top() const { return top_; }
+  size_t bottom() const { return bottom_; }
+  // The input of the lowest step that depends on the points.
+  size_t input() const { return input_; }
+
+  // From the adjoint of the highest step's output to that of the lowest one's input.
+  at::Tensor adjoint(const at::Tensor& a);
+  // From the tangent of the lowest step's input to that of the highest one's output, undefined unless place.tangent there; the rules
+  // are given the weights' gradients.
+  at::Tensor tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep);
+
+ private:
+  size_t top_ = 0, bottom_ = 0, input_ = 0;
+  DenseLayers layers_;             // from the points up
+  std::vector<size_t> products_;  // the step of each
+  bool through_ = false;
+  at::Tensor held_;
+};
+
+}  // namespace gpfast

@@ -1,0 +1,473 @@
+#include "ops/dense.h"
+
+#include <ATen/Dispatch.h>
+#include <ATen/Parallel.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/mm.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "ops/gate_interval.h"
+#include "ops/inline.h"
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define GPFAST_AVX2 __attribute__((target("avx2,fma")))
+#define GPFAST_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
+#endif
+
+namespace gpfast {
+namespace {
+
+using at::Tensor;
+using Tensors = std::vector<Tensor>;
+using Numbers = at::ArrayRef<double>;
+
+constexpr int kNumbers = 5;  // of a gate: test, lower, upper, on, off
+
+// As the dispatcher has them: deciders of the first layers, five numbers each, and a bit a layer for what is wanted.
+DenseLayers layers_of(at::TensorList weights, at::TensorList deciders, Numbers gates, int64_t wanted = 0) {
+  const bool whole = deciders.size() == weights.size() || deciders.size() + 1 == weights.size();
+  TORCH_CHECK(whole && !weights.empty() && gates.size() == kNumbers * deciders.size() && weights.size() < 64, "gpfast::dense: ",
+              weights.size(), " weights, ", deciders.size(), " deciders and ", gates.size(), " numbers");
+  DenseLayers layers(weights.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    layers[i].weight = weights[i];
+    layers[i].wanted = wanted >> i & 1;
+    TORCH_CHECK(i == 0 || weights[i].size(0) == weights[i - 1].size(1), "gpfast::dense: weight ", i, " is ", weights[i].sizes());
+    if (i >= deciders.size()) continue;
+    layers[i].decider = deciders[i];
+    const auto by = gates.slice(kNumbers * i, kNumbers);
+    layers[i].gate = {static_cast<Test>(by[0]), by[1], by[2], {by[3], by[4]}};
+  }
+  return layers;
+}
+
+int64_t columns_of(const DenseLayers& layers) {
+  int64_t columns = 0;
+  for (const auto& layer : layers) columns += layer.weight.size(1);
+  return columns;
+}
+
+bool by_columns(const Tensor& weight) { return weight.stride(0) == 1; }
+
+// In PyTorch's own operators, for every device.
+
+Tensor gated_plain(const Tensor& z, const DenseLayer& layer) {
+  return layer.decider.defined() ? std::get<0>(gate(z.contiguous(), layer.decider, {}, layer.gate, /*in_place=*/false)) : z;
+}
+
+std::tuple<Tensor, Tensor> adjoint_plain(const Tensor& a, const DenseLayers& layers) {
+  Tensors held(layers.size());
+  Tensor z = a;
+  for (size_t i = layers.size(); i-- > 0;) {
+    z = gated_plain(z, layers[i]);
+    held[i] = z.reshape({-1});
+    z = at::mm(z, layers[i].weight.t());
+  }
+  return {z, at::cat(held)};
+}
+
+std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+  Tensors gradients(layers.size());
+  Tensor z = t;
+  int64_t begin = 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& weight = layers[i].weight;
+    const auto adjoint = held.slice(0, begin, begin + t.size(0) * weight.size(1)).view({t.size(0), weight.size(1)});
+    begin += adjoint.numel();
+    if (!layers[i].wanted) gradients[i] = at::empty({0}, t.options());
+    else gradients[i] = by_columns(weight) ? at::mm(adjoint.t(), z).t() : at::mm(z.t(), adjoint);
+    if (i + 1 < layers.size() || through) z = gated_plain(at::mm(z, weight), layers[i]);
+  }
+  return {through ? z : at::empty({0}, t.options()), gradients};
+}
+
+#ifdef GPFAST_AVX2
+
+constexpr int64_t kWorth = 1 << 16;  // multiplications worth a thread
+constexpr int kHeight = 6;           // rows of a tile: with two vectors each they fill the registers
+
+template <typename T>
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float Type __attribute__((vector_size(32)));
+  static GPFAST_AVX2_INLINE Type fma(Type a, Type b, Type c) {
+    return (Type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+  }
+};
+template <>
+struct Vector<double> {
+  typedef double Type __attribute__((vector_size(32)));
+  static GPFAST_AVX2_INLINE Type fma(Type a, Type b, Type c) {
+    return (Type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  }
+};
+
+template <typename T>
+constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(T));
+template <typename T>
+constexpr int64_t kPanel = 2 * kLanes<T>;  // columns of a tile
+
+// Element (i, j) is at i * row + j * column.
+template <typename T>
+struct Matrix {
+  T* at;
+  int64_t row, column;
+  GPFAST_AVX2_INLINE T* operator()(int64_t i, int64_t j) const { return at + i * row + j * column; }
+};
+
+// c = a @ b for kRows rows and a panel of columns, whose rows lie `step` apart in b. Each sum is taken in the order of k.
+template <int kRows, typename T>
+GPFAST_AVX2_INLINE void tile(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t depth) {
+  using V = typename Vector<T>::Type;
+  V sums[kRows][2];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = V{};
+  for (int64_t k = 0; k < depth; ++k) {
+    V left, right;
+    std::memcpy(&left, b + k * step, sizeof(V));
+    std::memcpy(&right, b + k * step + kLanes<T>, sizeof(V));
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V x = *a(r, k) - V{};
+      sums[r][0] = Vector<T>::fma(x, left, sums[r][0]);
+      sums[r][1] = Vector<T>::fma(x, right, sums[r][1]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(c + r * c_step, &sums[r][0], sizeof(V));
+    std::memcpy(c + r * c_step + kLanes<T>, &sums[r][1], sizeof(V));
+  }
+}
+
+template <typename T>
+GPFAST_AVX2_INLINE void panel(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t rows, int64_t depth) {
+  int64_t i = 0;
+  for (; i + kHeight <= rows; i += kHeight) tile<kHeight>({a(i, 0), a.row, a.column}, b, step, c + i * c_step, c_step, depth);
+  a.at = a(i, 0);
+  c += i * c_step;
+  switch (rows - i) {
+    case 5: return tile<5>(a, b, step, c, c_step, depth);
+    case 4: return tile<4>(a, b, step, c, c_step, depth);
+    case 3: return tile<3>(a, b, step, c, c_step, depth);
+    case 2: return tile<2>(a, b, step, c, c_step, depth);
+    case 1: return tile<1>(a, b, step, c, c_step, depth);
+    default: return;
+  }
+}
+
+// What a product lays out anew: a panel of b whose columns do not follow each other, or end early, and of c there.
+template <typename T>
+struct Scratch {
+  std::vector<T> b, c;
+  Scratch(int64_t depth, int64_t rows) : b(depth * kPanel<T>), c(rows * kPanel<T>) {}
+};
+
+// Rows of a panel: b's, of which `width` elements follow there.
+template <typename T>
+GPFAST_AVX2_INLINE void pack(Matrix<const T> b, T* __restrict__ packed, int64_t depth, int64_t width) {
+  constexpr int64_t kWidth = kPanel<T>, kBlock = 4;
+  int64_t k = 0;
+  if constexpr (std::is_same_v<T, float>) {
+    for (; b.row == 1 && width == kWidth && k + kBlock <= depth; k += kBlock)
+      for (int64_t l = 0; l < kWidth; l += kBlock) {
+        __m128 rows[kBlock];
+        for (int r = 0; r < kBlock; ++r) rows[r] = _mm_loadu_ps(b(k, l + r));
+        _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+        for (int r = 0; r < kBlock; ++r) _mm_storeu_ps(packed + (k + r) * kWidth + l, rows[r]);
+      }
+  }
+  for (; k < depth; ++k)
+    for (int64_t l = 0; l < width; ++l) packed[k * kWidth + l] = *b(k, l);
+}
+
+// c (rows, columns) = a (rows, depth) @ b (depth, columns); c by rows, c_step apart.
+template <typename T>
+GPFAST_AVX2_INLINE void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int64_t c_step, int64_t rows, int64_t columns,
+                                 int64_t depth, Scratch<T>& scratch) {
+  constexpr int64_t kWidth = kPanel<T>;
+  for (int64_t j = 0; j < columns; j += kWidth) {
+    const int64_t width = std::min(kWidth, columns - j);
+    const T* from = b(0, j);
+    int64_t step = b.row;
+    if (b.column != 1 || width < kWidth) {
+      T* packed = scratch.b.data();
+      if (width < kWidth) std::fill(packed, packed + depth * kWidth, T(0));
+      pack({from, b.row, b.column}, packed, depth, width);
+      from = packed;
+      step = kWidth;
+    }
+    if (width == kWidth) {
+      panel(a, from, step, c + j, c_step, rows, depth);
+      continue;
+    }
+    panel(a, from, step, scratch.c.data(), kWidth, rows, depth);
+    for (int64_t i = 0; i < rows; ++i)
+      for (int64_t l = 0; l < width; ++l) c[i * c_step + j + l] = scratch.c[i * kWidth + l];
+  }
+}
+
+// A slope of zero gives zero, whatever the element. Both products first: what is chosen of is there, and loops vectorise.
+template <typename T>
+GPFAST_AVX2_INLINE void scale(T* __restrict__ z, const T* __restrict__ h, int64_t n, Interval<T> interval, T on, T off) {
+  for (int64_t j = 0; j < n; ++j) {
+    const T high = on == 0 ? T(0) : on * z[j], low = off == 0 ? T(0) : off * z[j];
+    z[j] = interval.holds(h[j]) ? high : low;
+  }
+}
+
+template <typename T>
+struct Layer {
+  Matrix<const T> weight;
+  int64_t in, out;
+  const T* decider = nullptr;
+  int64_t decider_step = 0;
+  Interval<T> interval{Gate{}};
+  T on = 1, off = 1;
+  T* held = nullptr;            // adjoints of the product, (rows, out)
+  const T* tangent = nullptr;   // of the input, (rows, in)
+  T* gradient = nullptr;        // null where none is wanted
+  bool columns = false;         // the gradient's
+
+  GPFAST_AVX2_INLINE void gate(T* z, int64_t begin, int64_t end) const {
+    if (!decider) return;
+    for (int64_t i = begin; i < end; ++i) scale(z + i * out, decider + i * decider_step, out, interval, on, off);
+  }
+};
+template <typename T>
+using Layers = std::vector<Layer<T>>;
+
+template <typename T>
+Scratch<T> scratch_of(const Layers<T>& layers, int64_t rows) {
+  int64_t widest = rows;
+  for (const auto& layer : layers) widest = std::max({widest, layer.in, layer.out});
+  return {widest, widest};
+}
+
+// Rows [begin, end) of all adjoints, from the last layer's, which are there and not gated yet.
+template <typename T>
+GPFAST_AVX2_INLINE void adjoint_rows(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {
+  auto scratch = scratch_of(layers, end - begin);
+  for (size_t i = layers.size(); i-- > 0;) {
+    const auto& layer = layers[i];
+    layer.gate(layer.held, begin, end);
+    T* below = i > 0 ? layers[i - 1].held : out;
+    multiply<T>({layer.held + begin * layer.out, layer.out, 1}, {layer.weight.at, layer.weight.column, layer.weight.row},
+                below + begin * layer.in, layer.in, end - begin, layer.in, layer.out, scratch);
+  }
+}
+
+// Rows of the tangents that the layers above read; last: of the result's too, or null.
+template <typename T>
+GPFAST_AVX2_INLINE void tangent_rows(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {
+  auto scratch = scratch_of(layers, end - begin);
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& layer = layers[i];
+    T* above = i + 1 < layers.size() ? const_cast<T*>(layers[i + 1].tangent) : last;
+    if (!above) return;
+    multiply<T>({layer.tangent + begin * layer.in, layer.in, 1}, layer.weight, above + begin * layer.out, layer.out, end - begin,
+                layer.out, layer.in, scratch);
+    layer.gate(above, begin, end);
+  }
+}
+
+// Of each gradient the rows in memory that are a thread's share, `part` of `parts`.
+template <typename T>
+GPFAST_AVX2_INLINE void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {
+  auto scratch = scratch_of(layers, rows);
+  for (const auto& layer : layers) {
+    if (!layer.gradient) continue;
+    const Matrix<const T> held{layer.held, layer.out, 1}, tangent{layer.tangent, layer.in, 1};
+    const auto &left = layer.columns ? held : tangent, &right = layer.columns ? tangent : held;
+    const int64_t height = layer.columns ? layer.out : layer.in, width = layer.columns ? layer.in : layer.out;
+    const int64_t share = (height + parts - 1) / parts, begin = std::min(height, part * share), end = std::min(height, begin + share);
+    if (begin < end)
+      multiply<T>({left(0, begin), 1, left.row}, right, layer.gradient + begin * width, width, end - begin, width, rows, scratch);
+  }
+}
+
+#define GPFAST_DEFINE(T)                                                                                                        \
+  GPFAST_AVX2 void adjoints(const Layers<T>& layers, T* out, int64_t begin, int64_t end) { adjoint_rows(layers, out, begin, end); } \
+  GPFAST_AVX2 void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) { tangent_rows(layers, last, begin, end); } \
+  GPFAST_AVX2 void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {                           \
+    gradient_rows(layers, rows, part, parts);                                                                                   \
+  }
+GPFAST_DEFINE(float)
+GPFAST_DEFINE(double)
+#undef GPFAST_DEFINE
+
+template <typename T>
+Layers<T> pointers(const DenseLayers& layers, const Tensor& held, int64_t rows) {
+  Layers<T> out;
+  T* adjoints = held.mutable_data_ptr<T>();
+  for (const auto& layer : layers) {
+    const auto& weight = layer.weight;
+    auto& p = out.emplace_back(Layer<T>{{weight.const_data_ptr<T>(), weight.stride(0), weight.stride(1)}, weight.size(0), weight.size(1)});
+    p.held = adjoints;
+    adjoints += rows * p.out;
+    if (!layer.decider.defined()) continue;
+    TORCH_CHECK(layer.decider.size(0) == rows && layer.decider.size(1) == p.out && (p.out == 1 || layer.decider.stride(1) == 1),
+                "gpfast::dense: the decider is ", layer.decider.sizes(), " with strides ", layer.decider.strides());
+    p.decider = layer.decider.const_data_ptr<T>();
+    p.decider_step = layer.decider.stride(0);
+    p.interval = Interval<T>(layer.gate);
+    p.on = static_cast<T>(layer.gate.slopes.on);
+    p.off = static_cast<T>(layer.gate.slopes.off);
+  }
+  return out;
+}
+
+int64_t threads_for(const DenseLayers& layers, int64_t rows) {
+  int64_t work = 0;
+  for (const auto& layer : layers) work += rows * layer.weight.numel();
+  return std::clamp<int64_t>(work / kWorth, 1, std::min<int64_t>(at::get_num_threads(), rows));
+}
+
+// Calls work(begin, end) for the shares of so many threads.
+template <typename F>
+void share(int64_t rows, int64_t threads, const F& work) {
+  const int64_t step = (rows + threads - 1) / threads;
+  at::parallel_for(0, threads, 1, [&](int64_t first, int64_t last) {
+    const int64_t begin = std::min(rows, first * step), end = std::min(rows, last * step);
+    if (begin < end) work(begin, end);
+  });
+}
+
+std::tuple<Tensor, Tensor> adjoint_fast(const Tensor& a, const DenseLayers& layers) {
+  const int64_t rows = a.size(0);
+  auto out = at::empty({rows, layers.front().weight.size(0)}, a.options());
+  auto held = at::empty({rows * columns_of(layers)}, a.options());
+  AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "dense_adjoint", [&] {
+    const auto each = pointers<scalar_t>(layers, held, rows);
+    std::memcpy(each.back().held, a.const_data_ptr<scalar_t>(), a.nbytes());
+    auto* input = out.mutable_data_ptr<scalar_t>();
+    share(rows, threads_for(layers, rows), [&](int64_t begin, int64_t end) { adjoints(each, input, begin, end); });
+  });
+  return {std::move(out), std::move(held)};
+}
+
+std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+  const int64_t rows = t.size(0);
+  auto out = through ? at::empty({rows, layers.back().weight.size(1)}, t.options()) : at::empty({0}, t.options());
+  auto inner = at::empty({rows * (columns_of(layers) - layers.back().weight.size(1))}, t.options());
+  Tensors gradients(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const auto& weight = layers[i].weight;
+    const int64_t in = weight.size(0), out = weight.size(1);
+    if (!layers[i].wanted) gradients[i] = at::empty({0}, t.options());
+    else gradients[i] = by_columns(weight) ? at::empty_strided({in, out}, {1, in}, t.options()) : at::empty({in, out}, t.options());
+  }
+  AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "dense_tangent", [&] {
+    auto each = pointers<scalar_t>(layers, held, rows);
+    each[0].tangent = t.const_data_ptr<scalar_t>();
+    auto* next = inner.mutable_data_ptr<scalar_t>();
+    for (size_t i = 0; i < each.size(); ++i) {
+      if (layers[i].wanted) each[i].gradient = gradients[i].mutable_data_ptr<scalar_t>();
+      each[i].columns = by_columns(layers[i].weight);
+      if (i == 0) continue;
+      each[i].tangent = next;
+      next += rows * each[i].in;
+    }
+    auto* last = through ? out.mutable_data_ptr<scalar_t>() : nullptr;
+    const int64_t threads = threads_for(layers, rows);
+    share(rows, threads, [&](int64_t begin, int64_t end) { tangents(each, last, begin, end); });
+    at::parallel_for(0, threads, 1, [&](int64_t first, int64_t end) {
+      for (int64_t part = first; part < end; ++part) gradients_of(each, rows, part, threads);
+    });
+  });
+  return {std::move(out), std::move(gradients)};
+}
+
+bool fits(const Tensor& z) { return dense_is_fast() && z.is_contiguous(); }
+
+std::tuple<Tensor, Tensor> adjoint_cpu(const Tensor& a, const DenseLayers& layers) {
+  return fits(a) ? adjoint_fast(a, layers) : adjoint_plain(a, layers);
+}
+std::tuple<Tensor, Tensors> tangent_cpu(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+  return fits(t) ? tangent_fast(t, held, layers, through) : tangent_plain(t, held, layers, through);
+}
+
+#else
+
+constexpr auto adjoint_cpu = &adjoint_plain;
+constexpr auto tangent_cpu = &tangent_plain;
+
+#endif
+
+template <auto kernel>
+std::tuple<Tensor, Tensor> adjoint_op(const Tensor& a, at::TensorList weights, at::TensorList deciders, Numbers gates) {
+  return kernel(a, layers_of(weights, deciders, gates));
+}
+
+template <auto kernel>
+std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, at::TensorList weights, at::TensorList deciders,
+                                       Numbers gates, int64_t wanted, bool through) {
+  return kernel(t, held, layers_of(weights, deciders, gates, wanted), through);
+}
+
+struct Arguments {
+  Tensors weights, deciders;
+  std::vector<double> gates;
+  int64_t wanted = 0;
+
+  explicit Arguments(const DenseLayers& layers) {
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const auto& layer = layers[i];
+      weights.push_back(layer.weight);
+      wanted |= int64_t{layer.wanted} << i;
+      if (!layer.decider.defined()) continue;
+      deciders.push_back(layer.decider);
+      const auto& [test, lower, upper, slopes] = layer.gate;
+      gates.insert(gates.end(), {static_cast<double>(test), lower, upper, slopes.on, slopes.off});
+    }
+  }
+};
+
+}  // namespace
+
+bool dense_is_fast() {
+#ifdef GPFAST_AVX2
+  static const bool fast = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return fast;
+#else
+  return false;
+#endif
+}
+
+std::tuple<Tensor, Tensor> dense_adjoint(const Tensor& a, const DenseLayers& layers) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::dense_adjoint", "").typed<decltype(adjoint_op<&adjoint_plain>)>();
+  const Arguments is(layers);
+  return op.call(a, is.weights, is.deciders, is.gates);
+}
+
+std::tuple<Tensor, Tensors> dense_tangent(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::dense_tangent", "").typed<decltype(tangent_op<&tangent_plain>)>();
+  const Arguments is(layers);
+  return op.call(t, held, is.weights, is.deciders, is.gates, is.wanted, through);
+}
+
+TORCH_LIBRARY_FRAGMENT(gpfast, m) {
+  m.def("dense_adjoint(Tensor a, Tensor[] weights, Tensor[] deciders, float[] gates) -> (Tensor input, Tensor held)");
+  m.def("dense_tangent(Tensor t, Tensor held, Tensor[] weights, Tensor[] deciders, float[] gates, int wanted, bool through)"
+        " -> (Tensor result, Tensor[] gradients)");
+}
+TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
+  m.impl("dense_adjoint", &adjoint_op<adjoint_cpu>);
+  m.impl("dense_tangent", &tangent_op<tangent_cpu>);
+}
+TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) {
+  m.impl("dense_adjoint", &adjoint_op<&adjoint_plain>);
+  m.impl("dense_tangent", &tangent_op<&tangent_plain>);
+}
+
+}  // namespace gpfast

@@ -1,0 +1,34 @@
+#pragma once
+// A run of dense layers with two slopes between them, in one call each way: for layers so small that calls cost more than products.
+#include <ATen/core/Tensor.h>
+
+#include <tuple>
+#include <vector>
+
+#include "ops/gate.h"
+
+namespace gpfast {
+
+// Layers from the points up: y = gate(x @ weight), the gate decided by `decider`, which is undefined where the last layer has none.
+struct DenseLayer {
+  at::Tensor weight;   // (in, out), any strides
+  at::Tensor decider;  // (rows, out), rows contiguous
+  Gate gate{};
+  bool wanted = false;  // the weight's gradient
+};
+using DenseLayers = std::vector<DenseLayer>;
+
+// a: the adjoint of the result, (rows, out), contiguous. Returns that of the input, and for dense_tangent those of all products, one
+// after the other.
+std::tuple<at::Tensor, at::Tensor> dense_adjoint(const at::Tensor& a, const DenseLayers& layers);
+// t: the tangent of the input, (rows, in), contiguous. Returns that of the result, with no elements unless `through`; and x's tangent
+// with y's adjoint, a gradient for each weight that is wanted, which lies in memory as the weight does.
+std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& t, const at::Tensor& held, const DenseLayers& layers,
+                                                              bool through);
+
+// Whether these kernels are fast on this machine: their products are written for AVX2.
+bool dense_is_fast();
+// The most multiplications of one product that they are faster for than a call of its own.
+constexpr int64_t kMostDense = int64_t{1} << 21;
+
+}  // namespace gpfast
