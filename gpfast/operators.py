@@ -105,6 +105,7 @@ def count_step(
     args: tuple = (),
     kwargs: Mapping[str, Any] | None = None,
     output: Callable | int | str | None = None,
+    chunks: int = 1,
     with_data: bool = False,
     plain: bool = False,
 ) -> CountedStep:
@@ -117,7 +118,7 @@ def count_step(
     real tensors.
     """
     data = tree_map(detached, {"real": real, "fake": fake, "args": args, "kwargs": dict(kwargs or {})})
-    options = {"output": output, "engine": engine, "at": at}
+    options = {"output": output, "engine": engine, "at": at, "chunks": chunks}
     with as_on_a_gpu(), torch.enable_grad():
         refused = ""
         if not with_data:

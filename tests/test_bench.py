@@ -8,15 +8,20 @@ import time
 
 import pytest
 import torch
+from gpfast.kernels import launch
 
 import gpfast
-from gpfast import zoo
+from gpfast import _extension, zoo
 from gpfast.__main__ import main
 from gpfast.cli import bench, competitors, machine, measure, table, timing
 from gpfast.cli.gate import Gate, draws, outcome
 from gpfast.compare import Outcome, exact_failures, rounded_failures
+from gpfast.operators import CountedStep, as_on_a_gpu, count_step
 
 TINY = ["--repeats", "2", "--seconds", "0.1", "--batch", "4", "--threads", "1"]
+
+
+needs_tape = pytest.mark.skipif(not _extension.available, reason="needs the C++ extension")
 
 
 @pytest.fixture(autouse=True)
@@ -229,6 +234,8 @@ def test_help_explains_everything(capsys):
         "peak MB",
         "own MB",
         "launches",
+        "as on GPU",
+        "fake",
         "GFLOP",
         "gate",
         "--against",
@@ -315,11 +322,119 @@ def test_peak_and_launches_are_shares_of_eager():
     assert [alone[i] for i in shares] == ["-", "-"]
 
 
+def as_on_gpu(name, engine, case, critic):
+    """The row of a step, not timed."""
+    row = table.Row(name, len(case.real), engine)
+    measure._step(engine, critic, case, row)
+    assert row.note == ""
+    return row
+
+
+@needs_tape
+def test_launches_as_on_a_gpu_are_counted_for_each_engine(tmp_path, capsys):
+    file = tmp_path / "f.json"
+    assert main(["bench", "--critics", "tabular-mlp", *TINY, "--chunks", "2", "--json", str(file)]) == 0
+    printed = capsys.readouterr().out
+    entry, critic = zoo.ZOO["tabular-mlp"], zoo.build("tabular-mlp")
+    case = entry.inputs(4, False)
+    whole, parts = ({"engine": "auto", "chunks": n} for n in (1, 2))
+    options = {
+        "reference": {"engine": "reference"},
+        "autograd": {"engine": "autograd"},
+        "auto": whole,
+        "chunks=2": parts,
+    }
+    expected = {engine: count_step(critic, case.real, case.fake, **how).launches for engine, how in options.items()}
+    assert expected["chunks=2"] > expected["auto"] < expected["reference"]
+    rows = json.loads(file.read_text())["rows"]
+    assert {r["engine"]: r["launches_as_on_gpu"] for r in rows} == {**expected, "bare": None}
+    head, _, *lines = ([c.strip() for c in line.split("|")] for line in printed.splitlines() if line.startswith("| "))
+    place = head.index("as on GPU")
+    assert head[place + 1] == "/ eager"
+    for line in lines:
+        count = expected.get(line[3])
+        share = f"{count / expected['reference']:.2f}" if count else "-"
+        assert line[place : place + 2] == [str(count or "-"), share]
+    assert "counted on fake tensors (gpfast.operators), no GPU was used" in " ".join(printed.split())
+
+
+@needs_tape
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="needs a PyTorch with oneDNN")
+@pytest.mark.parametrize("engine", ["auto", "chunks=2"])
+@pytest.mark.parametrize("name", ["dcgan32", "layernorm-dcgan"])
+def test_launches_as_on_a_gpu_do_not_depend_on_onednn(name, engine):
+    assert torch._C._get_mkldnn_enabled()
+    entry, critic = zoo.ZOO[name], zoo.build(name, small=True)
+    case = entry.inputs(4, True)
+    with_it = as_on_gpu(name, engine, case, critic)
+    with as_on_a_gpu():
+        without = as_on_gpu(name, engine, case, critic)
+    assert with_it.launches > without.launches, "the tape works for oneDNN"
+    scaled = 1  # by what came into backward, which the CPU reads: it is 1
+    assert with_it.launches_as_on_gpu == without.launches_as_on_gpu == without.launches + scaled
+    assert torch._C._get_mkldnn_enabled()
+
+
+class Long(torch.nn.Module):
+    """A norm over so many columns, and their sum by weight."""
+
+    def __init__(self, columns):
+        super().__init__()
+        self.norm = torch.nn.LayerNorm(columns)
+        self.score = torch.nn.Linear(columns, 1)
+
+    def forward(self, x):
+        return self.score(torch.tanh(self.norm(x)))
+
+
+@needs_tape
+def test_a_fused_operator_of_several_kernels_counts_as_said():
+    """The ends as the kernels they launch, a norm's as one."""
+    counted = {}
+    for columns in (8, launch.ROW_COLUMNS + 1):
+        case = zoo.Case(torch.randn(2, columns), torch.randn(2, columns))
+        counted[columns] = as_on_gpu("long", "auto", case, Long(columns)).launches_as_on_gpu
+    kernels = [launch.gradient_norm_launches(2, columns, "mean", True) for columns in counted]
+    few, many = counted.values()
+    assert many - few == kernels[1] - kernels[0] == 1
+    operators = count_step(Long(8), torch.randn(2, 8), torch.randn(2, 8)).operators
+    fused = {o.name.removeprefix("gpfast."): o.launches for o in operators if o.name.startswith("gpfast.")}
+    assert fused.pop("gradient_norm") == kernels[0] == 2
+    assert {"interpolate", "normalize_adjoint", "normalize_tangent"} <= set(fused) and set(fused.values()) == {1}
+    assert sum(o.launches for o in operators) == few
+
+
+def test_what_cannot_be_counted_as_on_a_gpu_is_said_and_the_rest_stands(monkeypatch, capsys):
+    def broken(*args, **options):
+        raise RuntimeError("no such operator\nand more")
+
+    monkeypatch.setattr(measure, "count_step", broken)
+    assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto"]) == 0
+    printed = capsys.readouterr().out
+    assert "toy-mlp, auto: not counted as on a GPU: RuntimeError: no such operator" in printed
+    assert "| as on GPU" not in printed and "fake tensors" not in printed and printed.count("| toy-mlp") == 2
+    monkeypatch.setattr(measure, "count_step", lambda *args, **options: CountedStep((), "DataDependent: it reads"))
+    assert main(["bench", "--critics", "toy-mlp", *TINY, "--engines", "auto"]) == 0
+    assert "toy-mlp, auto: counted as on a GPU on real tensors, for on fake ones it raised" in capsys.readouterr().out
+
+
+def test_what_ran_on_a_gpu_is_not_counted_twice(monkeypatch, toy):
+    entry, critic, case = toy
+    monkeypatch.setattr(measure.bare, "case_device", lambda case: torch.device("cuda"))
+    monkeypatch.setattr(measure, "_measure_memory", lambda *args: None)
+    monkeypatch.setattr(measure, "count_step", lambda *args, **options: pytest.fail("counted"))
+    row = table.Row("toy-mlp", 4, "auto")
+    measure._step("auto", critic, case, row)
+    assert row.launches > 0 and row.launches_as_on_gpu is None
+    assert "as on GPU" not in table.render([row]) and "launches" in table.render([row])
+
+
 def test_a_file_of_an_earlier_version_is_read(tmp_path):
     row = {"critic": "c", "batch": 4, "engine": "auto", "times_ms": [1.0], "ratio": 2.0, "peak_bytes": 3, "note": ""}
     (tmp_path / "f.json").write_text(json.dumps({"format": 1, "rows": [row], "settings": {}}))
     rows, _ = table.read_json(tmp_path / "f.json")
     assert rows[0].ratio == 2.0 and rows[0].traits == [] and rows[0].own_bytes is None
+    assert rows[0].launches_as_on_gpu is None and "as on GPU" not in table.render(rows)
 
 
 def test_tqdm_missing_is_a_sentence(tmp_path):

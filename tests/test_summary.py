@@ -6,10 +6,11 @@ from gpfast.cli.table import Row
 BIG = {"activation_bytes": 2_000_000}
 
 
-def critic(name, traits, *, eager=2.0, ours=1.0, compiled=None, peak=50, launches=5, note="", **about):
+def critic(name, traits, *, eager=2.0, ours=1.0, compiled=None, peak=50, launches=5, on_gpu=4, note="", **about):
     def row(engine, time, peak, launches):
         found = Row(name, 4, engine, [time], time, time, time, eager / time, launches=launches, traits=traits, **about)
         found.raw_peak_bytes, found.gradient_bytes, found.over_bare = peak, 10, time / 0.5
+        found.launches_as_on_gpu = on_gpu if engine == "auto" else launches
         return found
 
     rows = [row("reference", eager, 100, 20), row("auto", ours, peak, launches)]
@@ -24,7 +25,7 @@ def critic(name, traits, *, eager=2.0, ours=1.0, compiled=None, peak=50, launche
 def test_classes_means_and_minima():
     rows = critic("a", ["piecewise-linear", "convolutional"], eager=1.0, ours=1.0, peak=40, **BIG)
     rows += critic("b", ["piecewise-linear"], eager=4.0, ours=1.0, peak=60, **BIG)
-    rows += critic("c", ["curved", "convolutional", "norms"], eager=3.0, ours=2.0, peak=80, launches=2, **BIG)
+    rows += critic("c", ["curved", "convolutional", "norms"], eager=3.0, ours=2.0, peak=80, launches=2, on_gpu=1, **BIG)
     rows += critic("d", ["curved"], eager=3.0, ours=2.0, peak=90, activation_bytes=999_999)
     lines = [line.strip() for line in summary(rows).splitlines()]
     assert lines == [
@@ -39,7 +40,12 @@ def test_classes_means_and_minima():
         "peak of eager's, activations under 1 MB, not judged: d 0.90",
         "launches of eager's, no norms: geometric mean 0.25, most 0.25 (a); 3 critics",
         "launches of eager's, with norms: geometric mean 0.10, most 0.10 (c); 1 critic",
+        "launches of eager's, as on a GPU, no norms: geometric mean 0.20, most 0.20 (a); 3 critics",
+        "launches of eager's, as on a GPU, with norms: geometric mean 0.05, most 0.05 (c); 1 critic",
     ]
+    for row in rows:
+        row.launches_as_on_gpu = None
+    assert [line.strip() for line in summary(rows).splitlines()] == lines[:-2], "what ran on a GPU, and older files"
 
 
 def test_compile_is_counted_where_it_served():

@@ -41,13 +41,20 @@ Then rounds in which every engine runs once, in an order shuffled anew each roun
             allocator has it: the parameters' gradients count, and what ATen's operators allocate
             inside, but not what oneDNN and MKL take for themselves
   own MB    peak MB without the parameters' gradients: activations, adjoints, workspace
-  launches  dispatched operators that write memory; a fused operator of gpfast counts as the GPU
-            kernels it launches
   GFLOP     of products and convolutions; elementwise work is not counted
+  launches  dispatched operators that write memory, of the run that is timed. On a CPU that has work
+            done for oneDNN alone: layouts changed, weights' gradients in parts, adjoints made again
+  as on GPU launches of the same step as a GPU would be given it: counted by gpfast.operators on fake
+            tensors, without oneDNN, gradients multiplied by what came in; no GPU is used. Not
+            there with --device cuda, where "launches" is a GPU's already
   / eager   the column before it, as a share of eager's
 
-Launches and GFLOP are counted from the dispatcher and do not depend on the machine; code made by
-torch.compile does not pass there, so its row has none. --json has a peak so counted too.
+In both counts an operator is one launch, also where it is several kernels inside (a convolution's
+backward), or where gpfast's fused one has no CUDA kernel yet (gpfast roofline --plain counts that);
+gpfast's two ends, interpolate and gradient_norm, count as the GPU kernels they launch.
+
+GFLOP and launches are counted from the dispatcher and do not depend on the machine's speed; code
+made by torch.compile does not pass there, so its row has none. --json has a peak so counted too.
 
 Under the table each engine over classes of critics: piecewise-linear ones, for which no node of
 the tape's plan bends (one without a rule bends where its derivative may depend on values), and
@@ -88,6 +95,10 @@ examples:
   python -m gpfast bench --engines auto --chunks 4
   python -m gpfast bench --device cuda --critics dcgan64 layernorm-dcgan --batch 256
 """
+
+AS_ON_GPU = """
+as on GPU: those of the same step as a GPU would be given it, without what is there for oneDNN alone; counted on fake
+tensors (gpfast.operators), no GPU was used."""
 
 
 def add_parser(subparsers) -> argparse.ArgumentParser:
@@ -195,7 +206,7 @@ def run(args: argparse.Namespace) -> int:
     if rows:
         print(table.render(rows, earlier))
         print("\n" + summary(rows))
-        print(_footer(line, found, settings))
+        print(_footer(line, found, settings, as_on_gpu=table.counts_as_on_gpu(rows)))
         for key in ("dtype", "device", "threads"):
             then = about.get("settings", settings).get(key)
             if then != settings[key]:
@@ -242,14 +253,15 @@ def _kernels_alone(args: argparse.Namespace) -> list[kernels.Speed]:
         return []
 
 
-def _footer(line: str, versions: dict[str, str], settings: dict) -> str:
+def _footer(line: str, versions: dict[str, str], settings: dict, *, as_on_gpu: bool) -> str:
     found = ", ".join(f"{name} {version}" for name, version in versions.items())
+    counted, small = AS_ON_GPU if as_on_gpu else "", f"{SMALL_BYTES / 1e6:g}"
     return f"""
 {line}; {found}; {settings["dtype"]}; at most {settings["repeats"]} rounds and {settings["seconds"]:g} s a critic.
 Penalty and its gradient in every parameter. ratio: eager's time over the engine's, median of the rounds' ratios; above
 1 is faster. x bare: the engine's time over that of the critic's matrix products alone. peak MB: 10^6 bytes alive beyond
-inputs and parameters, ATen's workspace included; own MB: without the parameters' gradients. launches: operators that
-write memory. GFLOP: products and convolutions. Under {SMALL_BYTES / 1e6:g} MB of activations memory is not judged.
+inputs and parameters, ATen's workspace included; own MB: without the parameters' gradients. Under {small} MB of
+activations memory is not judged. GFLOP: products and convolutions. launches: operators that write memory.{counted}
 {settings["malloc"] if settings["device"] == "cpu" else "Times are of CUDA events, the L2 emptied before each step"}."""
 
 

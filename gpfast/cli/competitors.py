@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,7 @@ def penalty_function(engine: str, critic: nn.Module, case: Case) -> Penalty:
 
     `engine` is one of gpfast's, or "chunks=K".
     """
-    options = {"engine": engine}
-    if engine.startswith(CHUNKS):
-        options = {"engine": "auto", "chunks": chunks_of(engine)}
+    options = options_of(engine)
 
     def penalty(alpha: Tensor | None = None) -> Tensor:
         return gpfast.gradient_penalty(
@@ -50,6 +49,11 @@ def penalty_function(engine: str, critic: nn.Module, case: Case) -> Penalty:
         )
 
     return penalty
+
+
+def options_of(engine: str) -> dict[str, Any]:
+    """What gradient_penalty is called with for one of gpfast's engines, or for "chunks=K"."""
+    return {"engine": "auto" if engine.startswith(CHUNKS) else engine, "chunks": chunks_of(engine)}
 
 
 def chunks_of(engine: str) -> int:

@@ -21,12 +21,14 @@ from gpfast.cli.competitors import (
     EAGER,
     chunks_of,
     compiled_penalty,
+    options_of,
     penalty_function,
     step_function,
 )
 from gpfast.cli.deadline import TookTooLong, deadline
 from gpfast.cli.gate import Gate, draws
 from gpfast.columns import first_line
+from gpfast.operators import count_step
 
 GATE_BATCH = 2
 COMPILE_SECONDS = 120.0
@@ -111,8 +113,24 @@ def _step(engine: str, critic: nn.Module, case: zoo.Case, row: table.Row) -> Ste
     counted = cost.measure(step, existing=(critic, case.real, case.fake, case.args))
     row.peak_bytes, row.launches = counted.peak_bytes, counted.launches
     row.flop, row.bytes_moved = counted.flop, counted.bytes_moved
-    _measure_memory(step, critic, bare.case_device(case), row)
+    device = bare.case_device(case)
+    _measure_memory(step, critic, device, row)
+    if device.type == "cpu":  # elsewhere `launches` is a GPU's already
+        _count_as_on_gpu(engine, critic, case, row)
     return step
+
+
+def _count_as_on_gpu(engine: str, critic: nn.Module, case: zoo.Case, row: table.Row) -> None:
+    """The launches of the same step as a GPU would be given it; where they cannot be counted so, a note why."""
+    data = {"args": case.args, "kwargs": case.kwargs, "output": case.output}
+    try:
+        counted = count_step(critic, case.real, case.fake, **data, **options_of(engine))
+    except Exception as error:  # the step itself has run: its other figures stand
+        row.note = f"not counted as on a GPU: {first_line(error)}"
+        return
+    row.launches_as_on_gpu = counted.launches
+    if counted.refused:
+        row.note = f"counted as on a GPU on real tensors, for on fake ones it raised {counted.refused}"
 
 
 def _measure_memory(step: Step, critic: nn.Module, device: torch.device, row: table.Row) -> None:

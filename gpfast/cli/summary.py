@@ -41,6 +41,9 @@ def _paragraph(engine: str, rows: list[Row], others: dict) -> str:
     def launches(row: Row) -> float | None:
         return share(row.launches, of(row, EAGER).launches)
 
+    def launches_as_on_gpu(row: Row) -> float | None:
+        return share(row.launches_as_on_gpu, of(row, EAGER).launches_as_on_gpu)
+
     def judged(row: Row) -> float | None:
         return peak(row) if _is_judged(row) else None
 
@@ -53,8 +56,9 @@ def _paragraph(engine: str, rows: list[Row], others: dict) -> str:
     lines += _spread(f"peak of eager's, {CURVED}", figures(judged, CURVED))
     small = [f"{row.critic} {figure:.2f}" for figure, row in figures(peak) if not _is_judged(row)]
     lines += [f"peak of eager's, activations under 1 MB, not judged: {', '.join(small)}"] if small else []
-    lines += _spread(f"launches of eager's, no {NORMS}", figures(launches, without=NORMS))
-    lines += _spread(f"launches of eager's, with {NORMS}", figures(launches, NORMS))
+    for what, value in (("launches of eager's", launches), ("launches of eager's, as on a GPU", launches_as_on_gpu)):
+        lines += _spread(f"{what}, no {NORMS}", figures(value, without=NORMS))
+        lines += _spread(f"{what}, with {NORMS}", figures(value, NORMS))
     if engine.startswith(CHUNKS):
         whole = lambda r: share(r.own_bytes, of(r, "auto").own_bytes) if _is_judged(r) else None  # noqa: E731
         lines += _spread("own MB (peak without the gradients) of auto's", figures(whole))

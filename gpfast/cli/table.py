@@ -14,14 +14,16 @@ FORMAT = 1
 
 @dataclass
 class Row:
-    """One engine on one critic; `note` says in words why there are no figures.
+    """One engine on one critic; `note` says in words why figures are missing, or how they were come by.
 
-    ratio             Eager's time over this one's in the same round, median over the rounds.
-    over_bare         This one's time over that of the bare matrix passes, likewise.
-    peak_bytes        Counted from the dispatcher (gpfast.cost); raw_peak_bytes: as the allocator has it.
-    gradient_bytes    Of the parameters' gradients, which are in both peaks.
-    activation_bytes  The critic's: most bytes alive in its forward.
-    traits            The critic's: "curved" or "piecewise-linear", "convolutional", "norms"; empty where unknown.
+    ratio               Eager's time over this one's in the same round, median over the rounds.
+    over_bare           This one's time over that of the bare matrix passes, likewise.
+    peak_bytes          Counted from the dispatcher (gpfast.cost); raw_peak_bytes: as the allocator has it.
+    launches            Counted from the dispatcher, of the run that is timed.
+    launches_as_on_gpu  Of the same step as a GPU would be given it (gpfast.operators); None of what ran on a GPU.
+    gradient_bytes      Of the parameters' gradients, which are in both peaks.
+    activation_bytes    The critic's: most bytes alive in its forward.
+    traits              The critic's: "curved" or "piecewise-linear", "convolutional", "norms"; empty where unknown.
     """
 
     critic: str
@@ -42,6 +44,7 @@ class Row:
     gradient_bytes: int | None = None
     activation_bytes: int | None = None
     traits: list[str] = field(default_factory=list)
+    launches_as_on_gpu: int | None = None
 
     @property
     def own_bytes(self) -> int | None:
@@ -50,17 +53,22 @@ class Row:
 
 
 HEAD = ["critic", "batch", "engine", "median ms", "20 %", "80 %", "ratio", "x bare"]
-HEAD += ["peak MB", "/ eager", "own MB", "launches", "/ eager", "GFLOP"]
+HEAD += ["peak MB", "/ eager", "own MB", "GFLOP", "launches", "/ eager"]
+AS_ON_GPU = ["as on GPU", "/ eager"]
 
 
 def render(rows: list[Row], against: list[Row] | None = None) -> str:
     """The rows as a Markdown table in even columns; with `against`, earlier rows, each ratio's change beside it."""
-    lines = [HEAD + (["was", "change"] if against is not None else [])]
+    on_gpu = counts_as_on_gpu(rows)
+    lines = [HEAD + (AS_ON_GPU if on_gpu else []) + (["was", "change"] if against is not None else [])]
     earlier = {(r.critic, r.batch, r.engine): r.ratio for r in against or []}
     eager = {(r.critic, r.batch): r for r in rows if r.engine == EAGER}
     for row in rows:
         cells = [row.critic, str(row.batch), row.engine, *map(_digits, (row.median_ms, row.p20_ms, row.p80_ms))]
-        cells += [_fixed(row.ratio), _fixed(row.over_bare), *_counts(row, eager.get((row.critic, row.batch)))]
+        base = eager.get((row.critic, row.batch))
+        cells += [_fixed(row.ratio), _fixed(row.over_bare), *_counts(row, base)]
+        if on_gpu:
+            cells += _as_on_gpu(row, base)
         if against is not None:
             cells += _change(row.ratio, earlier.get((row.critic, row.batch, row.engine)))
         lines.append(cells)
@@ -71,6 +79,11 @@ def render(rows: list[Row], against: list[Row] | None = None) -> str:
     table = "\n".join("| " + " | ".join(cells) + " |" for cells in [text[0], rule, *text[1:]])
     notes = "".join(f"\n{row.critic}, {row.engine}: {row.note}" for row in rows if row.note)
     return table + ("\n" + notes if notes else "")
+
+
+def counts_as_on_gpu(rows: list[Row]) -> bool:
+    """Whether any row has the launches as on a GPU: then the table has a column of them."""
+    return any(row.launches_as_on_gpu is not None for row in rows)
 
 
 def write_json(path: Path, rows: list[Row], **about: Any) -> None:
@@ -102,14 +115,23 @@ def _counts(row: Row, eager: Row | None) -> list[str]:
         _digits(_scaled(row.raw_peak_bytes, 1e6)),
         _fixed(share(row.raw_peak_bytes, eager and eager.raw_peak_bytes)),
         _digits(_scaled(row.own_bytes, 1e6)),
-        "-" if row.launches is None else str(row.launches),
-        "-" if row.raw_peak_bytes is None else _fixed(share(row.launches, eager and eager.launches)),
         _digits(_scaled(row.flop, 1e9)),
+        _whole(row.launches),
+        "-" if row.raw_peak_bytes is None else _fixed(share(row.launches, eager and eager.launches)),
     ]
+
+
+def _as_on_gpu(row: Row, eager: Row | None) -> list[str]:
+    count = row.launches_as_on_gpu
+    return [_whole(count), _fixed(share(count, eager and eager.launches_as_on_gpu))]
 
 
 def _scaled(x: float | None, unit: float) -> float | None:
     return None if x is None else x / unit
+
+
+def _whole(x: int | None) -> str:
+    return "-" if x is None else str(x)
 
 
 def _fixed(x: float | None) -> str:
