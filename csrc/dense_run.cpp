@@ -3,6 +3,7 @@
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
+#include <utility>
 
 namespace gpfast {
 namespace {
@@ -21,8 +22,8 @@ std::optional<size_t> live_input(const Step& step) {
 }
 
 bool fits(const at::Tensor& matrix, const at::Tensor& a) {
-  return matrix.dim() == 2 && matrix.scalar_type() == a.scalar_type() && matrix.is_cpu() && ordinary(matrix) && matrix.numel() > 0 &&
-         !matrix.is_conj() && !matrix.is_neg();
+  return matrix.dim() == 2 && matrix.scalar_type() == a.scalar_type() && matrix.is_cpu() && ordinary(matrix) &&
+         matrix.numel() > 0 && !matrix.is_conj() && !matrix.is_neg();
 }
 
 bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
@@ -37,29 +38,32 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   run->top_ = top;
   run->through_ = steps[top].place.tangent;
   const int64_t rows = a.size(0);
-  at::Tensor decider;  // of the layer that comes next
-  Gate gate{};
+  DenseLayer next;  // what lies above the product that comes next
   for (size_t at = top;; --at) {
     const auto& step = steps[at];
-    const bool first = at == top;
     if (!step.rule || !step.runs_tangent || step.awaits_second || step.place.outputs != 1) break;
-    if (!first && (step.reader != kNobody || step.a[0].defined())) break;
+    if (at != top && (step.reader != kNobody || step.a[0].defined())) break;
     const auto of = step.rule->of_rows();
     const auto input = live_input(step);
     if (!input) break;
+    const auto pass = [&](at::Tensor& into, const at::Tensor& values) {
+      if (into.defined() || !fits(values, a) || values.size(0) != rows || !rows_follow(values)) return false;
+      into = values;
+      return true;
+    };
     if (of.weight.defined()) {
       if (!fits(of.weight, a) || rows * of.weight.numel() > kMostDense) break;
-      if (!first && !run->layers_.empty() && !decider.defined()) break;  // nothing between two products
-      run->layers_.push_back({of.weight, std::move(decider), gate, of.wanted});
-      decider = at::Tensor();
+      next.weight = of.weight;
+      next.wanted = of.wanted;
+      run->layers_.push_back(std::exchange(next, {}));
       run->products_.push_back(at);
       run->bottom_ = at;
       run->input_ = *input;
-    } else {
-      if (!of.decider.defined() || decider.defined() || !fits(of.decider, a) || of.decider.size(0) != rows || !rows_follow(of.decider))
-        break;
-      decider = of.decider;
-      gate = of.gate;
+    } else if (of.decider.defined()) {
+      if (!pass(next.decider, of.decider)) break;
+      next.gate = of.gate;
+    } else if (!of.factor.defined() || !pass(next.factor, of.factor)) {
+      break;
     }
     const auto& source = step.sources[*input];
     if (at == made || source.step != static_cast<int>(at) - 1 || source.target >= 0 || source.output != 0) break;

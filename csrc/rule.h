@@ -43,13 +43,14 @@ struct Place {
   at::ScalarType dtype(size_t i) const;
 };
 
-// What a rule does to each row of a matrix, where that is all it does and no second adjoint arrives: a product with a weight, or the
-// two slopes of an activation. Sweeps may then run several in one call (dense_run.h).
+// What a rule does to each row of a matrix, where that is all it does and no second adjoint arrives; one of three. Sweeps may then
+// run several in one call (dense_run.h).
 struct OfRows {
-  at::Tensor weight;   // (in, out): y = x @ weight; undefined: slopes
+  at::Tensor weight;    // (in, out): y = x @ weight
   bool wanted = false;  // its gradient
-  at::Tensor decider;
+  at::Tensor decider;   // of the gate
   Gate gate{};
+  at::Tensor factor;  // y = x * factor
 };
 
 // Runs below autograd and with autocast off. Values have the shape and dtype of the operation's input or output, any strides
@@ -86,7 +87,7 @@ class Rule {
   virtual bool repeats_adjoint() const { return false; }
   virtual at::Tensor adjoint_again() const { return {}; }
 
-  // Neither is defined where the rule is of another kind. made: the gradient of the weight, which second then returns.
+  // Nothing is defined where the rule does something else. made: the gradient of the weight, which second then returns.
   virtual OfRows of_rows() const { return {}; }
   virtual void made(at::Tensor /*gradient*/) {}
 

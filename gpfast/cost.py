@@ -203,7 +203,7 @@ def _touched_bytes(tensor: Tensor) -> int:
 
 @functools.cache
 def _flop_formula(function) -> Callable | None:
-    """The registry's formula, or ours for our own: an operator that writes into its first argument, addmm_, has that of addmm."""
+    """Ours for our own, else the registry's; one that writes into its first argument, addmm_, has that of addmm."""
     if function.namespace == "gpfast":
         return _OWN_FLOP.get(function._schema.name.removeprefix("gpfast::"))
     packet = function._overloadpacket

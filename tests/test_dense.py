@@ -47,10 +47,11 @@ def stored(weight, storage):
     return weight if storage == "rows" else torch.stack([weight, weight], dim=-1)[..., 0]
 
 
-def layers(rows, widths, gate, dtype, storage="columns", top=False):
+def layers(rows, widths, gate, dtype, storage="columns", top=False, scaled=False):
     weights = [stored(torch.randn(i, o, dtype=dtype), storage) for i, o in zip(widths[:-1], widths[1:], strict=True)]
     gated = widths[1:] if top else widths[1:-1]
-    return weights, [torch.randn(rows, n, dtype=dtype) for n in gated], list(GATES[gate]) * len(gated)
+    deciders, factors = ([torch.randn(rows, n, dtype=dtype) for n in gated] for _ in range(2))
+    return weights, deciders, list(GATES[gate]) * len(gated), factors if scaled else []
 
 
 def both(name, *arguments):
@@ -66,14 +67,14 @@ def close(ours, plain):
         torch.testing.assert_close(ours / scale, plain / scale, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def sweeps_agree(rows, weights, deciders, gates, dtype, wanted=-1, through=True):
+def sweeps_agree(rows, weights, deciders, gates, factors, dtype, wanted=-1, through=True):
     wanted &= (1 << len(weights)) - 1
     a = torch.randn(rows, weights[-1].shape[1], dtype=dtype)
-    (input_, held), (plain_input, plain_held) = both("dense_adjoint", a, weights, deciders, gates)
+    (input_, held), (plain_input, plain_held) = both("dense_adjoint", a, weights, deciders, gates, factors)
     close(input_, plain_input)
     close(held, plain_held)
     t = torch.randn(rows, weights[0].shape[0], dtype=dtype)
-    arguments = (t, held, weights, deciders, gates, wanted, through)
+    arguments = (t, held, weights, deciders, gates, factors, wanted, through)
     (result, gradients), (plain_result, plain_gradients) = both("dense_tangent", *arguments)
     close(result, plain_result)
     for i, (ours, plain) in enumerate(zip(gradients, plain_gradients, strict=True)):
@@ -84,8 +85,16 @@ def sweeps_agree(rows, weights, deciders, gates, dtype, wanted=-1, through=True)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gate", GATES)
 @pytest.mark.parametrize("top", [False, True])
-def test_sweeps_are_those_of_the_plain_formula(gate, top, dtype):
-    sweeps_agree(13, *layers(13, (5, 24, 17, 3), gate, dtype, top=top), dtype)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_sweeps_are_those_of_the_plain_formula(gate, scaled, top, dtype):
+    sweeps_agree(13, *layers(13, (5, 24, 17, 3), gate, dtype, top=top, scaled=scaled), dtype)
+
+
+def test_layers_may_have_a_gate_or_a_factor_or_nothing_between():
+    none = torch.empty(0, dtype=torch.float64)
+    weights, deciders, gates, factors = layers(7, (5, 9, 8, 7, 2), "leaky relu", torch.float64, scaled=True)
+    sweeps_agree(7, weights, [none, deciders[1]], gates[:10], [factors[0]], torch.float64)
+    sweeps_agree(7, weights, [], [], [none, none, factors[2]], torch.float64)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,11 +107,11 @@ def test_any_size(rows, widths, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("storage", ["columns", "rows", "gaps"])
 def test_weights_lie_in_memory_as_they_like_and_gradients_as_they_do(storage, dtype):
-    weights, deciders, gates = layers(9, (7, 20, 18), "relu", dtype, storage)
-    sweeps_agree(9, weights, deciders, gates, dtype)
+    weights, deciders, gates, factors = layers(9, (7, 20, 18), "relu", dtype, storage)
+    sweeps_agree(9, weights, deciders, gates, factors, dtype)
     held = torch.randn(9 * 38, dtype=dtype)
     _, gradients = torch.ops.gpfast.dense_tangent(
-        torch.randn(9, 7, dtype=dtype), held, weights, deciders, gates, 3, False
+        torch.randn(9, 7, dtype=dtype), held, weights, deciders, gates, factors, 3, False
     )
     for weight, gradient in zip(weights, gradients, strict=True):
         assert gradient.t().is_contiguous() if storage == "columns" else gradient.is_contiguous()
@@ -116,27 +125,27 @@ def test_only_what_is_wanted(wanted, through):
 
 
 def test_deciders_may_have_rows_apart():
-    weights, (decider,), gates = layers(6, (4, 10, 2), "relu", torch.float64)
+    weights, (decider,), gates, factors = layers(6, (4, 10, 2), "relu", torch.float64)
     wide = torch.randn(6, 25, dtype=torch.float64)
     wide[:, 3:13] = decider
-    sweeps_agree(6, weights, [wide[:, 3:13]], gates, torch.float64)
+    sweeps_agree(6, weights, [wide[:, 3:13]], gates, factors, torch.float64)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("gate", GATES)
 def test_what_is_not_finite_is_decided_as_alone(gate, bad):
-    weights, deciders, gates = layers(4, (3, 8, 1), gate, torch.float64)
+    weights, deciders, gates, factors = layers(4, (3, 8, 1), gate, torch.float64)
     deciders[0][1, 2] = bad
-    sweeps_agree(4, weights, deciders, gates, torch.float64)
+    sweeps_agree(4, weights, deciders, gates, factors, torch.float64)
 
 
 def test_a_slope_of_zero_stops_nan():
     """As the gate alone does: what a dead unit would have got does not reach the samples."""
-    weights, deciders, gates = layers(4, (3, 8, 1), "relu", torch.float64)
+    weights, deciders, gates, factors = layers(4, (3, 8, 1), "relu", torch.float64)
     deciders[0][1, 2] = 0.0
     a = torch.ones(4, 1, dtype=torch.float64)
     weights[1][2] = float("nan")
-    input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates)
+    input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, factors)
     assert held.view(-1)[1 * 8 + 2] == 0
     assert input_[1].isfinite().all()
 
@@ -144,25 +153,25 @@ def test_a_slope_of_zero_stops_nan():
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_threads_do_not_change_a_bit(threads, dtype):
     rows, widths = 50, (40, 64, 64, 3)
-    weights, deciders, gates = layers(rows, widths, "leaky relu", dtype)
+    weights, deciders, gates, factors = layers(rows, widths, "leaky relu", dtype)
     a, t = torch.randn(rows, 3, dtype=dtype), torch.randn(rows, 40, dtype=dtype)
     seen = []
     for number in (1, 2, 3):
         threads(number)
-        input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates)
-        result, gradients = torch.ops.gpfast.dense_tangent(t, held, weights, deciders, gates, 7, True)
+        input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, factors)
+        result, gradients = torch.ops.gpfast.dense_tangent(t, held, weights, deciders, gates, factors, 7, True)
         seen.append([input_, held, result, *gradients])
     for others in seen[1:]:
         assert all(torch.equal(x, y) for x, y in zip(seen[0], others, strict=True))
 
 
 def test_arguments_that_do_not_belong_together_are_refused():
-    weights, deciders, gates = layers(4, (3, 8, 8, 1), "relu", torch.float64)
+    weights, deciders, gates, factors = layers(4, (3, 8, 8, 1), "relu", torch.float64)
     a = torch.ones(4, 1, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="3 weights, 1 deciders"):
-        torch.ops.gpfast.dense_adjoint(a, weights, deciders[:1], gates[:5])
+    with pytest.raises(RuntimeError, match="3 weights, 1 deciders, 10 numbers"):
+        torch.ops.gpfast.dense_adjoint(a, weights, deciders[:1], gates, factors)
     with pytest.raises(RuntimeError, match=r"weight 2 is \[8, 8\]"):
-        torch.ops.gpfast.dense_adjoint(a, [weights[0], weights[2], weights[1]], deciders, gates)
+        torch.ops.gpfast.dense_adjoint(a, [weights[0], weights[2], weights[1]], deciders, gates, factors)
 
 
 # When the tape takes them.
@@ -208,6 +217,10 @@ TAKEN = {
     "gate on top": lambda: nn.Sequential(mlp(nn.ReLU()), nn.LeakyReLU(0.3)).double(),
     "gate below": lambda: nn.Sequential(nn.LeakyReLU(0.3), mlp(nn.ReLU())).double(),
     "smooth below": lambda: nn.Sequential(nn.Linear(4, 4), nn.Tanh(), mlp(nn.ReLU(), nn.ReLU())).double(),
+    "dropout": lambda: mlp(
+        nn.Sequential(nn.LeakyReLU(0.2), nn.Dropout(0.5)), nn.Sequential(nn.Dropout(0.1), nn.ReLU())
+    ),
+    "nothing between": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3), nn.ReLU(), nn.Linear(3, 1)).double(),
     "wide result": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5)).double(),
 }
 
@@ -227,13 +240,22 @@ def test_what_bends_above_keeps_layers_apart():
     assert runs_of(critic, points()) == 0
 
 
+class Scaled(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.by = nn.Parameter(torch.rand(width))
+
+    def forward(self, x):
+        return x * self.by
+
+
 NOT_TAKEN = {
     "one layer": lambda: nn.Linear(4, 1).double(),
     "smooth": lambda: mlp(nn.Tanh(), nn.Softplus()),
     "prelu": lambda: mlp(nn.PReLU()),
-    "nothing between": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 1)).double(),
-    "dropout between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Dropout(0.5))),
-    "large": lambda: mlp(nn.ReLU(), width=600, inputs=600),
+    "two activations between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Hardtanh(-2, 2))),
+    "a trained factor between": lambda: mlp(Scaled(8)),
+    "large": lambda: mlp(nn.ReLU(), width=3000, inputs=3000),
     "three dimensions": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), mlp(nn.ReLU(), inputs=2)).double(),
 }
 

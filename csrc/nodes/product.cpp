@@ -56,6 +56,11 @@ class Product final : public Elementwise {
     }
     return out;
   }
+  OfRows of_rows() const override {
+    const size_t live = place.live(0) ? 0 : 1;
+    if (place.bent || place.live(1 - live) || place.wanted(1 - live)) return {};
+    return {.factor = others_[live]};
+  }
   int64_t kept() const override { return bytes_of({a_, parts_[0], parts_[1], others_[0], others_[1]}); }
 
  private:

@@ -2,6 +2,7 @@
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
@@ -30,20 +31,23 @@ using Numbers = at::ArrayRef<double>;
 
 constexpr int kNumbers = 5;  // of a gate: test, lower, upper, on, off
 
-// As the dispatcher has them: deciders of the first layers, five numbers each, and a bit a layer for what is wanted.
-DenseLayers layers_of(at::TensorList weights, at::TensorList deciders, Numbers gates, int64_t wanted = 0) {
-  const bool whole = deciders.size() == weights.size() || deciders.size() + 1 == weights.size();
-  TORCH_CHECK(whole && !weights.empty() && gates.size() == kNumbers * deciders.size() && weights.size() < 64, "gpfast::dense: ",
-              weights.size(), " weights, ", deciders.size(), " deciders and ", gates.size(), " numbers");
-  DenseLayers layers(weights.size());
-  for (size_t i = 0; i < layers.size(); ++i) {
-    layers[i].weight = weights[i];
-    layers[i].wanted = wanted >> i & 1;
+// Of layer i, undefined where the list ends before it or has no elements there.
+Tensor part_of(at::TensorList list, size_t i) { return i < list.size() && list[i].numel() > 0 ? list[i] : Tensor(); }
+
+// As the dispatcher has them: for each decider five numbers, and a bit a layer for what is wanted.
+DenseLayers layers_of(at::TensorList weights, at::TensorList deciders, Numbers gates, at::TensorList factors, int64_t wanted = 0) {
+  const size_t most = weights.size();
+  const bool fit = deciders.size() <= most && factors.size() <= most && gates.size() == kNumbers * deciders.size();
+  TORCH_CHECK(most > 0 && most < 64 && fit, "gpfast::dense: ", most, " weights, ", deciders.size(), " deciders, ", gates.size(), " numbers and ", factors.size(),
+              " factors");
+  DenseLayers layers(most);
+  for (size_t i = 0; i < most; ++i) {
+    auto& layer = layers[i];
+    layer = {weights[i], part_of(deciders, i), {}, part_of(factors, i), (wanted >> i & 1) != 0};
     TORCH_CHECK(i == 0 || weights[i].size(0) == weights[i - 1].size(1), "gpfast::dense: weight ", i, " is ", weights[i].sizes());
-    if (i >= deciders.size()) continue;
-    layers[i].decider = deciders[i];
+    if (!layer.decider.defined()) continue;
     const auto by = gates.slice(kNumbers * i, kNumbers);
-    layers[i].gate = {static_cast<Test>(by[0]), by[1], by[2], {by[3], by[4]}};
+    layer.gate = {static_cast<Test>(by[0]), by[1], by[2], {by[3], by[4]}};
   }
   return layers;
 }
@@ -58,15 +62,16 @@ bool by_columns(const Tensor& weight) { return weight.stride(0) == 1; }
 
 // In PyTorch's own operators, for every device.
 
-Tensor gated_plain(const Tensor& z, const DenseLayer& layer) {
-  return layer.decider.defined() ? std::get<0>(gate(z.contiguous(), layer.decider, {}, layer.gate, /*in_place=*/false)) : z;
+Tensor between_plain(Tensor z, const DenseLayer& layer) {
+  if (layer.decider.defined()) z = std::get<0>(gate(z.contiguous(), layer.decider, {}, layer.gate, /*in_place=*/false));
+  return layer.factor.defined() ? z * layer.factor : z;
 }
 
 std::tuple<Tensor, Tensor> adjoint_plain(const Tensor& a, const DenseLayers& layers) {
   Tensors held(layers.size());
   Tensor z = a;
   for (size_t i = layers.size(); i-- > 0;) {
-    z = gated_plain(z, layers[i]);
+    z = between_plain(z, layers[i]);
     held[i] = z.reshape({-1});
     z = at::mm(z, layers[i].weight.t());
   }
@@ -83,7 +88,7 @@ std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, c
     begin += adjoint.numel();
     if (!layers[i].wanted) gradients[i] = at::empty({0}, t.options());
     else gradients[i] = by_columns(weight) ? at::mm(adjoint.t(), z).t() : at::mm(z.t(), adjoint);
-    if (i + 1 < layers.size() || through) z = gated_plain(at::mm(z, weight), layers[i]);
+    if (i + 1 < layers.size() || through) z = between_plain(at::mm(z, weight), layers[i]);
   }
   return {through ? z : at::empty({0}, t.options()), gradients};
 }
@@ -225,11 +230,15 @@ GPFAST_AVX2_INLINE void scale(T* __restrict__ z, const T* __restrict__ h, int64_
 }
 
 template <typename T>
+GPFAST_AVX2_INLINE void times(T* __restrict__ z, const T* __restrict__ by, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) z[j] *= by[j];
+}
+
+template <typename T>
 struct Layer {
   Matrix<const T> weight;
   int64_t in, out;
-  const T* decider = nullptr;
-  int64_t decider_step = 0;
+  Matrix<const T> decider{}, factor{};
   Interval<T> interval{Gate{}};
   T on = 1, off = 1;
   T* held = nullptr;            // adjoints of the product, (rows, out)
@@ -237,9 +246,12 @@ struct Layer {
   T* gradient = nullptr;        // null where none is wanted
   bool columns = false;         // the gradient's
 
-  GPFAST_AVX2_INLINE void gate(T* z, int64_t begin, int64_t end) const {
-    if (!decider) return;
-    for (int64_t i = begin; i < end; ++i) scale(z + i * out, decider + i * decider_step, out, interval, on, off);
+  // What lies between this product and the one above it, on rows of z.
+  GPFAST_AVX2_INLINE void pass(T* z, int64_t begin, int64_t end) const {
+    for (int64_t i = begin; i < end; ++i) {
+      if (decider.at) scale(z + i * out, decider(i, 0), out, interval, on, off);
+      if (factor.at) times(z + i * out, factor(i, 0), out);
+    }
   }
 };
 template <typename T>
@@ -258,7 +270,7 @@ GPFAST_AVX2_INLINE void adjoint_rows(const Layers<T>& layers, T* out, int64_t be
   auto scratch = scratch_of(layers, end - begin);
   for (size_t i = layers.size(); i-- > 0;) {
     const auto& layer = layers[i];
-    layer.gate(layer.held, begin, end);
+    layer.pass(layer.held, begin, end);
     T* below = i > 0 ? layers[i - 1].held : out;
     multiply<T>({layer.held + begin * layer.out, layer.out, 1}, {layer.weight.at, layer.weight.column, layer.weight.row},
                 below + begin * layer.in, layer.in, end - begin, layer.in, layer.out, scratch);
@@ -275,7 +287,7 @@ GPFAST_AVX2_INLINE void tangent_rows(const Layers<T>& layers, T* last, int64_t b
     if (!above) return;
     multiply<T>({layer.tangent + begin * layer.in, layer.in, 1}, layer.weight, above + begin * layer.out, layer.out, end - begin,
                 layer.out, layer.in, scratch);
-    layer.gate(above, begin, end);
+    layer.pass(above, begin, end);
   }
 }
 
@@ -288,21 +300,34 @@ GPFAST_AVX2_INLINE void gradient_rows(const Layers<T>& layers, int64_t rows, int
     const Matrix<const T> held{layer.held, layer.out, 1}, tangent{layer.tangent, layer.in, 1};
     const auto &left = layer.columns ? held : tangent, &right = layer.columns ? tangent : held;
     const int64_t height = layer.columns ? layer.out : layer.in, width = layer.columns ? layer.in : layer.out;
-    const int64_t share = (height + parts - 1) / parts, begin = std::min(height, part * share), end = std::min(height, begin + share);
+    const int64_t share = (height + parts - 1) / parts;
+    const int64_t begin = std::min(height, part * share), end = std::min(height, begin + share);
     if (begin < end)
       multiply<T>({left(0, begin), 1, left.row}, right, layer.gradient + begin * width, width, end - begin, width, rows, scratch);
   }
 }
 
-#define GPFAST_DEFINE(T)                                                                                                        \
-  GPFAST_AVX2 void adjoints(const Layers<T>& layers, T* out, int64_t begin, int64_t end) { adjoint_rows(layers, out, begin, end); } \
-  GPFAST_AVX2 void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) { tangent_rows(layers, last, begin, end); } \
-  GPFAST_AVX2 void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {                           \
-    gradient_rows(layers, rows, part, parts);                                                                                   \
+#define GPFAST_DEFINE(T)                                                                               \
+  GPFAST_AVX2 void adjoints(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {              \
+    adjoint_rows(layers, out, begin, end);                                                             \
+  }                                                                                                    \
+  GPFAST_AVX2 void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {             \
+    tangent_rows(layers, last, begin, end);                                                            \
+  }                                                                                                    \
+  GPFAST_AVX2 void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {   \
+    gradient_rows(layers, rows, part, parts);                                                          \
   }
 GPFAST_DEFINE(float)
 GPFAST_DEFINE(double)
 #undef GPFAST_DEFINE
+
+template <typename T>
+Matrix<const T> rows_of(const Tensor& values, int64_t rows, int64_t columns) {
+  if (!values.defined()) return {};
+  TORCH_CHECK(values.size(0) == rows && values.size(1) == columns && (columns == 1 || values.stride(1) == 1), "gpfast::dense: ",
+              values.sizes(), " with strides ", values.strides(), " for ", rows, " rows of ", columns);
+  return {values.const_data_ptr<T>(), values.stride(0), 1};
+}
 
 template <typename T>
 Layers<T> pointers(const DenseLayers& layers, const Tensor& held, int64_t rows) {
@@ -310,14 +335,15 @@ Layers<T> pointers(const DenseLayers& layers, const Tensor& held, int64_t rows) 
   T* adjoints = held.mutable_data_ptr<T>();
   for (const auto& layer : layers) {
     const auto& weight = layer.weight;
-    auto& p = out.emplace_back(Layer<T>{{weight.const_data_ptr<T>(), weight.stride(0), weight.stride(1)}, weight.size(0), weight.size(1)});
+    auto& p = out.emplace_back();
+    p.weight = {weight.const_data_ptr<T>(), weight.stride(0), weight.stride(1)};
+    p.in = weight.size(0);
+    p.out = weight.size(1);
     p.held = adjoints;
     adjoints += rows * p.out;
-    if (!layer.decider.defined()) continue;
-    TORCH_CHECK(layer.decider.size(0) == rows && layer.decider.size(1) == p.out && (p.out == 1 || layer.decider.stride(1) == 1),
-                "gpfast::dense: the decider is ", layer.decider.sizes(), " with strides ", layer.decider.strides());
-    p.decider = layer.decider.const_data_ptr<T>();
-    p.decider_step = layer.decider.stride(0);
+    p.decider = rows_of<T>(layer.decider, rows, p.out);
+    p.factor = rows_of<T>(layer.factor, rows, p.out);
+    if (!p.decider.at) continue;
     p.interval = Interval<T>(layer.gate);
     p.on = static_cast<T>(layer.gate.slopes.on);
     p.off = static_cast<T>(layer.gate.slopes.off);
@@ -403,18 +429,19 @@ constexpr auto tangent_cpu = &tangent_plain;
 #endif
 
 template <auto kernel>
-std::tuple<Tensor, Tensor> adjoint_op(const Tensor& a, at::TensorList weights, at::TensorList deciders, Numbers gates) {
-  return kernel(a, layers_of(weights, deciders, gates));
+std::tuple<Tensor, Tensor> adjoint_op(const Tensor& a, at::TensorList weights, at::TensorList deciders, Numbers gates,
+                                      at::TensorList factors) {
+  return kernel(a, layers_of(weights, deciders, gates, factors));
 }
 
 template <auto kernel>
 std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, at::TensorList weights, at::TensorList deciders,
-                                       Numbers gates, int64_t wanted, bool through) {
-  return kernel(t, held, layers_of(weights, deciders, gates, wanted), through);
+                                       Numbers gates, at::TensorList factors, int64_t wanted, bool through) {
+  return kernel(t, held, layers_of(weights, deciders, gates, factors, wanted), through);
 }
 
 struct Arguments {
-  Tensors weights, deciders;
+  Tensors weights, deciders, factors;
   std::vector<double> gates;
   int64_t wanted = 0;
 
@@ -423,11 +450,20 @@ struct Arguments {
       const auto& layer = layers[i];
       weights.push_back(layer.weight);
       wanted |= int64_t{layer.wanted} << i;
+      add(factors, layer.factor, i);
       if (!layer.decider.defined()) continue;
-      deciders.push_back(layer.decider);
+      add(deciders, layer.decider, i);
+      gates.resize(kNumbers * i);
       const auto& [test, lower, upper, slopes] = layer.gate;
       gates.insert(gates.end(), {static_cast<double>(test), lower, upper, slopes.on, slopes.off});
     }
+  }
+
+ private:
+  static void add(Tensors& list, const Tensor& value, size_t at) {
+    if (!value.defined()) return;
+    while (list.size() < at) list.push_back(at::empty({0}, value.options()));
+    list.push_back(value);
   }
 };
 
@@ -446,20 +482,21 @@ std::tuple<Tensor, Tensor> dense_adjoint(const Tensor& a, const DenseLayers& lay
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::dense_adjoint", "").typed<decltype(adjoint_op<&adjoint_plain>)>();
   const Arguments is(layers);
-  return op.call(a, is.weights, is.deciders, is.gates);
+  return op.call(a, is.weights, is.deciders, is.gates, is.factors);
 }
 
 std::tuple<Tensor, Tensors> dense_tangent(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::dense_tangent", "").typed<decltype(tangent_op<&tangent_plain>)>();
   const Arguments is(layers);
-  return op.call(t, held, is.weights, is.deciders, is.gates, is.wanted, through);
+  return op.call(t, held, is.weights, is.deciders, is.gates, is.factors, is.wanted, through);
 }
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
-  m.def("dense_adjoint(Tensor a, Tensor[] weights, Tensor[] deciders, float[] gates) -> (Tensor input, Tensor held)");
-  m.def("dense_tangent(Tensor t, Tensor held, Tensor[] weights, Tensor[] deciders, float[] gates, int wanted, bool through)"
-        " -> (Tensor result, Tensor[] gradients)");
+  m.def("dense_adjoint(Tensor a, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] factors)"
+        " -> (Tensor input, Tensor held)");
+  m.def("dense_tangent(Tensor t, Tensor held, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] factors, int wanted,"
+        " bool through) -> (Tensor result, Tensor[] gradients)");
 }
 TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
   m.impl("dense_adjoint", &adjoint_op<adjoint_cpu>);

@@ -1,5 +1,6 @@
 #pragma once
-// A run of dense layers with two slopes between them, in one call each way: for layers so small that calls cost more than products.
+// A run of dense layers with activations of two slopes between them, in one call each way: for layers so small that calls cost more
+// than products.
 #include <ATen/core/Tensor.h>
 
 #include <tuple>
@@ -9,11 +10,12 @@
 
 namespace gpfast {
 
-// Layers from the points up: y = gate(x @ weight), the gate decided by `decider`, which is undefined where the last layer has none.
+// y = factor * gate(x @ weight), from the points up. Neither decider nor factor need be defined; their rows are contiguous.
 struct DenseLayer {
   at::Tensor weight;   // (in, out), any strides
-  at::Tensor decider;  // (rows, out), rows contiguous
+  at::Tensor decider;  // (rows, out): the gate's
   Gate gate{};
+  at::Tensor factor;  // (rows, out)
   bool wanted = false;  // the weight's gradient
 };
 using DenseLayers = std::vector<DenseLayer>;
