@@ -22,8 +22,8 @@ std::optional<size_t> live_input(const Step& step) {
 }
 
 bool fits(const at::Tensor& matrix, const at::Tensor& a) {
-  return matrix.dim() == 2 && matrix.scalar_type() == a.scalar_type() && matrix.is_cpu() && ordinary(matrix) &&
-         matrix.numel() > 0 && !matrix.is_conj() && !matrix.is_neg();
+  return matrix.dim() == 2 && matrix.scalar_type() == a.scalar_type() && matrix.is_cpu() && matrix.layout() == at::kStrided &&
+         matrix.numel() > 0 && !matrix.is_conj() && !matrix.is_neg() && !matrix._is_zerotensor();
 }
 
 bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }

@@ -76,14 +76,11 @@ bool ours(const at::Tensor& tensor) {
          !tensor._is_zerotensor();
 }
 
-bool ordinary(const at::Tensor& tensor) {
-  const auto* impl = tensor.unsafeGetTensorImpl();
-  return typeid(*impl) == typeid(c10::TensorImpl) && !tensor.key_set().has(c10::DispatchKey::Python);
-}
-
 at::Tensor transposed(const at::Tensor& matrix) {
-  if (!ordinary(matrix) || matrix.dim() < 2) return matrix.transpose(-2, -1);
-  auto view = matrix.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  auto* impl = matrix.unsafeGetTensorImpl();
+  if (typeid(*impl) != typeid(c10::TensorImpl) || matrix.key_set().has(c10::DispatchKey::Python) || matrix.dim() < 2)
+    return matrix.transpose(-2, -1);
+  auto view = impl->shallow_copy_and_detach(c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
   c10::DimVector sizes(matrix.sizes()), strides(matrix.strides());
   std::swap(sizes.end()[-2], sizes.end()[-1]);
   std::swap(strides.end()[-2], strides.end()[-1]);

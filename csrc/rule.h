@@ -118,8 +118,6 @@ Sizes sizes_of(const torch::autograd::InputMetadata& value);
 bool ours(const at::Tensor& tensor);
 // The last two dimensions swapped: a view, as at::transpose makes it, in a tenth of its time where it is a plain tensor.
 at::Tensor transposed(const at::Tensor& matrix);
-// Nothing but a tensor: no subclass, no data that is elsewhere.
-bool ordinary(const at::Tensor& tensor);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
 // On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each. There, what saves memory

@@ -202,7 +202,7 @@ def penalty_step(name, engine, small=True, batch=None):
 def test_fake_and_real_tensors_give_the_same_counts(name, engine):
     step, critic, case = penalty_step(name, engine)
     real = measure(step, existing=(critic, case.real, case.fake, case.args))
-    assert real.launches > 30 and real.peak_bytes > 0 and real.flop > 0 and real.bytes_moved > real.peak_bytes
+    assert real.launches > 15 and real.peak_bytes > 0 and real.flop > 0 and real.bytes_moved > real.peak_bytes
     with FakeTensorMode():
         step, critic, case = penalty_step(name, engine)
         fake = measure(step, existing=(critic, case.real, case.fake, case.args))
