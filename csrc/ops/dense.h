@@ -31,6 +31,6 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& 
 // Whether these kernels are fast on this machine: their products are written for AVX2.
 bool dense_is_fast();
 // The most multiplications of one product that they are faster for than a call of its own.
-constexpr int64_t kMostDense = int64_t{1} << 21;
+constexpr int64_t kMostDense = int64_t{1} << 25;
 
 }  // namespace gpfast
