@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import textwrap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -139,7 +139,7 @@ def check(
         raise ValueError(f"`draws` must be an integer of at least 1; got {draws!r}.")
     real, fake, args, kwargs, options = tree_map(detached, (real, fake, args, kwargs, options))
     like = fake if at == "fake" else real
-    case = _Case(critic, like, at, output, args, kwargs, engine, options, progress)
+    case = _Case(critic, like, at, output, args, kwargs, engine, options, progress, set())
     with overheard() as notes:
         progress("as it is called")
         with Watch() as watch:  # first, for it says what is wrong with the arguments
@@ -192,6 +192,7 @@ class _Case(NamedTuple):
     engine: str
     options: dict[str, Any]
     progress: Callable[[str], None]
+    dtypes: set[torch.dtype]  # that were met inside, where the critic was not made double
 
     def at_points(self, points: list[Tensor], engine: str, *, double: bool = False) -> Outcome:
         """An outcome at `points`; a point mixed with itself stays what it is, in every dtype."""
@@ -219,6 +220,8 @@ class _Case(NamedTuple):
                 scores = checked_score(result, self.output)
                 if double:
                     _refuse_narrow(scores, first)
+                else:
+                    self.dtypes.update(dtype for dtype, _ in _dtypes(scores, first))
                 return scores
 
             options = without_tape(self.options) if engine == "reference" else self.options
@@ -277,6 +280,9 @@ class _Judge:
         if torch.is_autocast_enabled(first.device.type):
             self.dtype = torch.get_autocast_dtype(first.device.type)
             self.name = f"{self.name}, autocast {_name(self.dtype)}"
+        inside = max(case.dtypes, key=lambda dtype: torch.finfo(dtype).eps, default=self.dtype)
+        if torch.finfo(inside).eps > torch.finfo(self.dtype).eps:
+            self.name, self.dtype = f"{self.name}, {_name(inside)} inside", inside
 
     def judge(self, draws: int) -> None:
         """In float64, then in the dtype of the data."""
@@ -292,9 +298,8 @@ class _Judge:
         try:
             return self.case.at_points(points, "reference", double=True)
         except Exception as error:  # whatever stands against it is the answer
-            if isinstance(error, _Narrow):
-                self.dtype = max(self.dtype, error.dtype, key=lambda dtype: torch.finfo(dtype).eps)
-            self._judge_alone(f"The critic cannot be judged in float64 ({first_line(error)})")
+            why = str(error) if isinstance(error, _Narrow) else first_line(error)
+            self._judge_alone(f"The critic cannot be judged in float64 ({why})")
             return None
 
     @property
@@ -350,14 +355,20 @@ class _Narrow(RuntimeError):
 
     def __init__(self, dtype: torch.dtype, node: str) -> None:
         super().__init__(f"it computes in {_name(dtype)} inside, at {node}")
-        self.dtype = dtype
 
 
 def _refuse_narrow(scores: Tensor, first: int) -> None:
+    for dtype, name in _dtypes(scores, first):
+        if dtype != torch.float64:
+            raise _Narrow(dtype, name)
+
+
+def _dtypes(scores: Tensor, first: int) -> Iterator[tuple[torch.dtype, str]]:
+    """What the nodes of a graph compute in, with their names."""
     for node in graph.read(scores, first)[0]:
         for metadata in getattr(node, "_input_metadata", ()):
-            if metadata.dtype.is_floating_point and metadata.dtype != torch.float64:
-                raise _Narrow(metadata.dtype, node.name())
+            if metadata.dtype.is_floating_point:
+                yield metadata.dtype, node.name()
 
 
 def _widened(x: Any) -> Any:

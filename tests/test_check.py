@@ -248,6 +248,29 @@ def test_a_critic_that_narrows_inside_is_told(data):
     assert found.ok and {row.allowed for row in found.rows} == {torch.finfo(torch.float32).eps ** 0.5}
 
 
+@needs_tape
+def test_a_critic_with_an_autocast_of_its_own_is_held_to_what_that_computes_in(data):
+    class Own(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            torch.manual_seed(0)
+            self.inner, self.last = nn.Sequential(nn.Linear(6, 32), nn.Tanh(), nn.Linear(32, 1)), last
+
+        def forward(self, x):
+            with torch.autocast(x.device.type, torch.bfloat16):
+                return self.last(self.inner(x))
+
+    half = torch.finfo(torch.bfloat16).eps ** 0.5
+    found = gpfast.check(Own(torch.Tensor.float), *data)  # in float64 it is float64 until its end
+    assert found.ok, str(found)
+    assert {row.allowed for row in found.rows} == {half} and {row.dtype for row in found.rows} == {
+        "float32, bfloat16 inside"
+    }
+    assert "(it computes in float32 inside, at ToCopyBackward0)" in found.notes[0]
+    found = gpfast.check(Own(nn.Identity()), *data)
+    assert found.ok and {row.dtype for row in found.rows} == {"float64", "float32, bfloat16 inside"}, str(found)
+
+
 def copy_in_double(function, layer):
     layer.double()
     return function
