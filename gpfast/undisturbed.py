@@ -27,7 +27,12 @@ def copied(critic: Callable) -> Callable:
         for module in owner.modules():  # what a forward left behind, a normalised weight say: deepcopy refuses those
             left = [x for x in vars(module).values() if isinstance(x, Tensor) and not x.is_leaf]
             memo.update((id(x), x.detach()) for x in left)
-    return _copied(critic, memo)
+    mine = _copied(critic, memo)
+    for owner in modules_in(mine):
+        for parameter in owner.parameters():
+            if not parameter.is_leaf:  # a script is copied under autograd: its gradients would go to the original
+                parameter.detach_().requires_grad_()
+    return mine
 
 
 def _copied(value: Any, memo: dict[int, Any]) -> Any:

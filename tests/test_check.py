@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import gpfast
-from gpfast import _extension, compare, zoo
+from gpfast import _extension, compare, undisturbed, zoo
 from gpfast.__main__ import main
 from gpfast.compare import Outcome
 
@@ -269,6 +269,23 @@ def test_a_critic_with_an_autocast_of_its_own_is_held_to_what_that_computes_in(d
     assert "(it computes in float32 inside, at ToCopyBackward0)" in found.notes[0]
     found = gpfast.check(Own(nn.Identity()), *data)
     assert found.ok and {row.dtype for row in found.rows} == {"float64", "float32, bfloat16 inside"}, str(found)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::FutureWarning")
+def test_a_script_is_copied_whole(data):
+    """PyTorch copies a script under autograd: gradients of the copy would go on to the original."""
+    convolution = nn.Sequential(
+        nn.Unflatten(1, (2, 3)), nn.Conv1d(2, 3, 2), nn.Tanh(), nn.Conv1d(3, 1, 2), nn.Flatten()
+    )
+    scripted = torch.jit.script(convolution)
+    for _ in range(2):
+        found = gpfast.check(scripted, *data)
+        assert found.ok and {row.dtype for row in found.rows} == {"float64", "float32"}, str(found)
+    copy = undisturbed.copied(scripted)
+    assert all(p.is_leaf and p.requires_grad for p in copy.parameters())
+    gpfast.gradient_penalty(copy, *data).backward()
+    assert all(p.grad is None for p in scripted.parameters())
+    assert dict(copy.named_parameters())["1.weight"].grad.any()
 
 
 def copy_in_double(function, layer):
