@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_map
 
+from gpfast.columns import first_line
 from gpfast.inputs import Structure, call_critic
 from gpfast.modules import modules_of
 from gpfast.options import Options
@@ -150,8 +151,15 @@ def _probe(critic, like, points, args, kwargs, score, owners) -> None:
             module.training = False
         with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of a batch of one
-            together, again = scores(0, 2), scores(0, 2)
-            apart = torch.cat([scores(0, 1), scores(1, 2)])
+            try:
+                together, again = scores(0, 2), scores(0, 2)
+                apart = torch.cat([scores(0, 1), scores(1, 2)])
+            except Exception as error:  # of the critic's own
+                raise ValueError(
+                    "`chunks`: whether samples are independent is tried on two of them, together and one by one, in"
+                    f" eval mode and without gradient, and there the critic raises {first_line(error)}."
+                    " Leave `chunks` out, or make the critic run like that."
+                ) from error
     finally:
         for module in training:
             module.training = True

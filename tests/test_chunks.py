@@ -150,6 +150,13 @@ class Clipping(Counting):
         return self.score(x).tanh()
 
 
+class Packed(Counting):
+    """Judges samples two by two (PacGAN)."""
+
+    def forward(self, x):
+        return self.score(x.reshape(-1, 2, 4).mean(1)).repeat_interleave(2, 0)
+
+
 REFUSALS = {
     "not a number": (mlp, {"chunks": 0}, "must be an integer of at least 1; got 0"),
     "one norm": (mlp, {"norm_dims": "batch"}, "norm_dims='batch'"),
@@ -158,6 +165,7 @@ REFUSALS = {
     "batch norm": (lambda: nn.Sequential(mlp(), nn.BatchNorm1d(1).double()), {}, "statistics of a part of the batch"),
     "minibatch statistics": (Minibatch, {}, "depends on the other samples"),
     "a buffer": (Counting, {}, "changed Counting's buffer seen"),
+    "no single sample": (Packed, {}, "one by one.* there the critic raises RuntimeError: .*Leave `chunks` out"),
     "a parameter": (Clipping, {}, "changed Clipping's parameter score.weight"),
 }
 
