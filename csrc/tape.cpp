@@ -107,7 +107,7 @@ bool Tape::make_rule(Step& step) {
   bool hooked = false;
   step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr, hooked);
   if (!step.rule) {
-    auto alone = std::make_unique<Alone>(step.node, step.place);
+    auto alone = std::make_unique<Alone>(step.node, step.place, /*read_before=*/hooked);
     step.alone = alone.get();
     step.rule = std::move(alone);
     return false;
@@ -451,7 +451,7 @@ void Tape::give_escaped(const Escape& escape, at::Tensor value, variable_list& g
   for (const auto& node : escape.between) {
     auto& grads_in = arrived[node.get()];
     if (std::none_of(grads_in.begin(), grads_in.end(), [](const auto& g) { return g.defined(); })) continue;
-    auto out = call(*node, std::move(grads_in));
+    auto out = call(*node, std::move(grads_in), /*again=*/true);
     for (size_t i = 0; i < out.size(); ++i) {
       const auto& next = node->next_edge(i);
       const auto end = std::find(escape.ends.begin(), escape.ends.end(), next);

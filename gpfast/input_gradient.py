@@ -78,9 +78,7 @@ def _outputs_and_gradients(
 ) -> tuple[Tensor, list[Tensor]]:
     if takes_tape(engine):
         with torch._C.DisableTorchFunctionSubclass():
-            gradients, again, refused = torch.ops.gpfast.input_gradient.default(
-                y, list(targets.values()), True, derivatives, True
-            )
+            gradients, again, refused = tape.input_gradient_op(y, list(targets.values()), True, derivatives, True)
         if not refused:
             autograd.check_used(targets, gradients)
             dtypes = [x.dtype for x in points]

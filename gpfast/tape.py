@@ -18,6 +18,33 @@ from gpfast.points import Target
 REFUSED = "gpfast's tape cannot differentiate this critic's graph"
 
 
+class _RecomputedOnce:
+    """A context in which a checkpoint is recomputed once, for all that is read of it, and not for each tensor anew."""
+
+    __slots__ = ("mine",)
+
+    def __enter__(self) -> None:
+        self.mine = torch._C._get_graph_exec_group() is None
+        if self.mine:
+            torch._C._set_graph_exec_group(self)  # which checkpoints tell one pass from another by
+
+    def __exit__(self, *error) -> None:
+        if self.mine:
+            torch._C._set_graph_exec_group(None)
+
+
+def penalty_op(*arguments):
+    """The sweeps for the usual penalty (csrc/handover.cpp): (penalty, norms, why not)."""
+    with _RecomputedOnce():
+        return torch.ops.gpfast.penalty.default(*arguments)
+
+
+def input_gradient_op(*arguments):
+    """The adjoint sweep (csrc/handover.cpp): (gradients, the outputs again, why not)."""
+    with _RecomputedOnce():
+        return torch.ops.gpfast.input_gradient.default(*arguments)
+
+
 def absence() -> str | None:
     """Why the tape cannot run here, or None where it can."""
     if not _extension.available:
@@ -47,7 +74,7 @@ def penalty(
     """
     usual = mask is None and len(targets) == 1 and options.norm_dims is None and options.reduction != "none"
     if usual:
-        result, norms, refused = torch.ops.gpfast.penalty.default(
+        result, norms, refused = penalty_op(
             scores,
             *targets.values(),
             options.center,
@@ -62,9 +89,7 @@ def penalty(
         if norms.ndim and not norms.numel() and not refused:
             autograd.check_used(targets, [None])
     else:
-        gradients, _, refused = torch.ops.gpfast.input_gradient.default(
-            scores, list(targets.values()), release, derivatives, False
-        )
+        gradients, _, refused = input_gradient_op(scores, list(targets.values()), release, derivatives, False)
     if refused and not whole:
         raise RuntimeError(
             f"`chunks` needs the tape, which cannot differentiate this critic's graph ({refused}); leave `chunks` out."

@@ -1,5 +1,6 @@
 """What PyTorch wraps around modules: checkpoints, scripts, normalised weights, replicas, hooks on what is saved."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from tape_critics import ENGINES, Critic, agrees, data, outcome, refuses, same
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint, checkpoint_sequential
+from torch.utils.checkpoint import GraphExecGroup, checkpoint, checkpoint_sequential
 
 import gpfast
 from gpfast import reference
@@ -56,6 +57,14 @@ def a_checkpoint_used_twice(m, x):
     return m.last(h * torch.sigmoid(h)) + h.pow(2).sum(1, keepdim=True)
 
 
+def a_checkpoint_around_what_has_no_rule(m, x):
+    def alone(h):  # the first is read for a rule that there is not; all are read twice
+        h = F.conv1d(h[None], torch.tanh(h)[:, None, :2], groups=len(h))[0]
+        return torch.sinc(torch.cumprod(torch.sin(h), 1)) * h
+
+    return m.last(F.pad(checkpoint(alone, m.layers(m.first(x)), use_reentrant=False), (0, 1)))
+
+
 def selective_checkpointing(m, x):
     from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
@@ -73,6 +82,7 @@ def selective_checkpointing(m, x):
         a_checkpoint_with_dropout,
         a_checkpoint_that_stops_late,
         a_checkpoint_used_twice,
+        a_checkpoint_around_what_has_no_rule,
     ],
     ids=lambda f: f.__name__,
 )
@@ -81,8 +91,49 @@ def test_exact_with(forward):
     agrees(with_layers(forward), at="real", reduction="none")
 
 
-def test_a_region_that_may_be_differentiated_once():
-    refuses(with_layers(selective_checkpointing), RuntimeError, "Trying to backward an extra time")
+@pytest.mark.parametrize("group", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_checkpoint_is_recomputed_once(reduction, group):
+    """Not for each tensor that is read of it, which would keep all others as well."""
+    calls = []
+
+    def counted(m, x):
+        def inside(h):
+            calls.append(len(h))
+            return m.layers(h)
+
+        return m.last(checkpoint(inside, m.first(x), use_reentrant=False))
+
+    m = with_layers(counted).double()
+    with GraphExecGroup() if group else contextlib.nullcontext():
+        gpfast.gradient_penalty(m, *data(), engine="tape", reduction=reduction).sum().backward()
+        assert (torch._C._get_graph_exec_group() is not None) is group
+    assert len(calls) == 2
+    calls.clear()
+    gpfast.input_gradient_loss(m, data()[0], lambda y, g: g.square().sum(), engine="tape").backward()
+    assert len(calls) == 2
+
+
+def test_a_checkpoint_costs_no_more_than_its_tensors():
+    parts = [part for _ in range(12) for part in (nn.Linear(16, 16), nn.LeakyReLU())]
+    plain = nn.Sequential(*parts, nn.Linear(16, 1))
+    real = torch.randn(64, 16)
+
+    def peak(critic):
+        step = lambda: gpfast.gradient_penalty(critic, real, real / 2, engine="tape").backward()  # noqa: E731
+        plain.zero_grad()
+        return gpfast.cost.measure(step, existing=(plain, real)).peak_bytes
+
+    assert peak(lambda x: checkpoint(plain, x, use_reentrant=False)) <= peak(plain) + real.nbytes
+
+
+def test_a_region_that_may_be_recomputed_once():
+    """Once is what the tape needs; what is read twice meets PyTorch's own error."""
+    m = with_layers(selective_checkpointing)
+    refuses(m, RuntimeError, "Trying to backward an extra time", engines=("alone", "autograd"))
+    plain = copy.deepcopy(m)
+    plain.function = lambda m, x: m.last(m.layers(m.first(x)))
+    same(outcome("tape", m, *data(), {}), outcome("reference", plain, *data(), {}), "tape")
 
 
 def test_reentrant_checkpoints_are_refused_as_in_eager():

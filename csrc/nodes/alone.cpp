@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <ATen/SequenceNumber.h>
+#include <c10/core/AutogradState.h>
 #include <torch/csrc/autograd/engine.h>
 #include <torch/csrc/autograd/functions/accumulate_grad.h>
 #include <torch/csrc/autograd/variable.h>
@@ -22,9 +23,24 @@ struct Stop : Node {
   variable_list apply(variable_list&&) override { return {}; }
 };
 
+// Outside of the group of calls for which checkpoints are recomputed once.
+struct Ungrouped {
+  explicit Ungrouped(bool on) {
+    auto& state = c10::AutogradState::get_tls_state();
+    if (!on || !state.get_graph_exec_group()) return;
+    group = state.get_graph_exec_group();
+    state.set_graph_exec_group(std::nullopt);
+  }
+  ~Ungrouped() {
+    if (group) c10::AutogradState::get_tls_state().set_graph_exec_group(std::move(group));
+  }
+  std::optional<c10::SafePyObject> group;
+};
+
 }  // namespace
 
-variable_list call(Node& node, variable_list grads) {
+variable_list call(Node& node, variable_list grads, bool again) {
+  const Ungrouped ungrouped(again);
   grads = node(std::move(grads));
   torch::autograd::validate_outputs(node.next_edges(), grads,
                                     [&](const std::string& message) { return node.name() + " returned " + message; });
@@ -129,7 +145,8 @@ class Alone::Boundary {
   std::vector<NodePtr> open_;
 };
 
-Alone::Alone(NodePtr node, Place place) : Rule(std::move(place)), node_(std::move(node)) {}
+Alone::Alone(NodePtr node, Place place, bool read_before)
+    : Rule(std::move(place)), node_(std::move(node)), read_before_(read_before) {}
 
 Values Alone::adjoint(Values a) {
   variable_list grads;
@@ -142,7 +159,7 @@ Values Alone::adjoint(Values a) {
   const uint64_t start = at::sequence_number::peek();
   {
     at::AutoGradMode on(true);
-    grads = call(*node_, std::move(grads));
+    grads = call(*node_, std::move(grads), /*again=*/read_before_);
   }
   Values out(place.inputs.size());
   Boundary boundary(*this, start);
@@ -212,7 +229,7 @@ Values Alone::second(Values b) {
     at::AutoGradMode off(false);
     variable_list grads(b.begin(), b.end());
     b.clear();
-    grads = call(*node_, std::move(grads));
+    grads = call(*node_, std::move(grads), /*again=*/true);
     for (size_t i = 0; i < out.size(); ++i) accumulate(out[i], std::move(grads[i]));
   }
   for (size_t i = 0; i < out.size(); ++i)

@@ -5,12 +5,13 @@
 
 namespace gpfast {
 
-// What a node makes of grads, summed over broadcast dimensions and cast, as the engine hands it on.
-variable_list call(Node& node, variable_list grads);
+// What a node makes of grads, summed over broadcast dimensions and cast, as the engine hands it on. again: what it saved was read
+// before; a checkpoint hands out a tensor once to a group of calls, so this one is in none.
+variable_list call(Node& node, variable_list grads, bool again);
 
 class Alone : public Rule {
  public:
-  Alone(NodePtr node, Place place);
+  Alone(NodePtr node, Place place, bool read_before);  // read_before: for a rule that there is not after all
   const char* name() const override { return "alone"; }
   bool bends() const override { return bends_; }
   Values adjoint(Values a) override;
@@ -35,7 +36,7 @@ class Alone : public Rule {
   edge_list escapes_;
   variable_list escaped_;
   Values from_inputs_, from_outputs_;  // second-order terms, from tangent to second
-  bool bends_ = false;
+  bool bends_ = false, read_before_;
 };
 
 }  // namespace gpfast
