@@ -1,6 +1,7 @@
 """How a critic is run: by kernels that autograd can differentiate twice, and not compiled.
 
 Fused attention has no second derivative, nor have cuDNN's recurrent layers, nor what torch.compile makes of a critic.
+That of oneDNN's LSTM is made of thousands of small operators, where the plain layer is nodes that the tape knows.
 Switches of PyTorch's are turned for the duration of a call, in which the critic may also be run again (checkpoints).
 """
 
@@ -56,6 +57,7 @@ _CUDNN_ATTENTION = (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn, False)
 _on_cpu = _Switches(_MATH, _FLASH)
 _elsewhere = _Switches(_MATH, _FLASH, _EFFICIENT, _CUDNN_ATTENTION)
 _recurrent = _Switches((_C._get_cudnn_enabled, _C._set_cudnn_enabled, False))
+_lstm_on_cpu = _Switches((_C._get_mkldnn_enabled, _C._set_mkldnn_enabled, False))
 
 
 _stances: list = []
@@ -80,7 +82,7 @@ def twice_differentiable(critic: Callable, point: Tensor, *, by_sample: bool = F
     if by_sample:
         warn_of_batch_statistics(modules)
     attention = _on_cpu if point.is_cpu else _elsewhere
-    recurrent = compiled = False
+    recurrent = lstm = convolving = compiled = False
     for module in modules:
         facts = facts_of(module)
         if facts.sharded and torch.is_grad_enabled():
@@ -90,15 +92,18 @@ def twice_differentiable(critic: Callable, point: Tensor, *, by_sample: bool = F
                 " backward too. Wrap the critic in DistributedDataParallel instead; a sharded generator is no obstacle."
             )
         recurrent |= facts.recurrent
+        lstm |= facts.lstm
+        convolving |= facts.convolving
         compiled |= facts.compiled or module._compiled_call_impl is not None
     recurrent &= point.is_cuda
+    lstm &= point.is_cpu and not convolving  # which oneDNN serves well
     if not isinstance(critic, nn.Module):
         compiled |= is_compiled_function(critic)
-    if not (recurrent or compiled):
+    if not (recurrent or lstm or compiled):
         return attention
     if compiled:
         _say_uncompiled(critic)
-    return _Several([attention] + [_recurrent] * recurrent + [_uncompiled] * compiled)
+    return _Several([attention] + [_recurrent] * recurrent + [_lstm_on_cpu] * lstm + [_uncompiled] * compiled)
 
 
 class _Several:

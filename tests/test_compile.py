@@ -1,6 +1,7 @@
 """torch.compile around a penalty, and around the critic that it is taken of."""
 
 import copy
+import functools
 import threading
 import warnings
 
@@ -265,6 +266,23 @@ def test_cudnn_is_off_for_recurrent_layers_only():
             assert torch.backends.cudnn.enabled == (before and not off)
             assert switches() == [True, False, False, False]
         assert torch.backends.cudnn.enabled == before
+
+
+@pytest.mark.parametrize(
+    ("layers", "off"),
+    [
+        ([nn.LSTM(3, 3)], True),
+        ([nn.Sequential(nn.LSTM(3, 3)), nn.Linear(3, 1)], True),
+        ([nn.GRU(3, 3)], False),
+        ([nn.LSTM(3, 3), nn.Conv1d(3, 3, 1)], False),
+    ],
+)
+def test_onednn_is_off_for_lstms_without_convolutions(layers, off):
+    critic = functools.partial(lambda *args: None, *layers)
+    before = torch.backends.mkldnn.enabled
+    with running.twice_differentiable(critic, torch.zeros(1)):
+        assert torch.backends.mkldnn.enabled == (before and not off)
+    assert torch.backends.mkldnn.enabled == before
 
 
 def test_no_warning_of_a_critic_that_is_not_compiled():

@@ -295,10 +295,20 @@ def test_recurrent_cells_by_hand():
     agrees(Critic(forward, cell=nn.LSTMCell(3, 5)), *data(3, 4, 3))
 
 
-def test_recurrent_layers_in_float32():
-    """oneDNN's layer, a node of its own there."""
+def test_an_lstm_in_float32_is_made_of_nodes_with_rules():
+    class Scored(nn.LSTM):
+        def forward(self, x):
+            return super().forward(x)[0][:, -1]
+
+    found = gpfast.explain(Scored(3, 5, batch_first=True), data(3, 4, 3, dtype=torch.float32)[0])
+    assert len(found.nodes) > 20 and "Every node has a rule." in str(found)
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_recurrent_layers_in_float32(convolution):
+    """oneDNN's layer, a node of its own there, where a convolution wants oneDNN."""
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.LSTM(3, 5, batch_first=True))
+    critic = nn.Sequential(nn.Conv1d(4, 4, 1) if convolution else nn.Identity(), nn.LSTM(3, 5, batch_first=True))
     score = nn.Linear(5, 1)
     exact = copy.deepcopy(critic).double(), copy.deepcopy(score).double()
     real, fake = data(3, 4, 3, dtype=torch.float32)
