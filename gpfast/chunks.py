@@ -20,6 +20,7 @@ from gpfast.modules import modules_of
 from gpfast.options import Options
 
 _independent: weakref.WeakSet = weakref.WeakSet()
+_unchanging: weakref.WeakKeyDictionary[nn.Module, set[tuple]] = weakref.WeakKeyDictionary()
 
 
 class Part(NamedTuple):
@@ -86,29 +87,61 @@ def _samples(value: Any, *, batch: int, first: int, last: int) -> Any:
 
 
 class Watch:
-    """Raises where a forward changes the critic: its parts would not have met the same critic."""
+    """Raises where a forward changes the critic: its parts would not have met the same critic.
+
+    What is written through `.data` leaves no trace but the values: those are compared once a critic and mode, between
+    the first part and the second.
+    """
 
     def __init__(self, critic: Callable) -> None:
         self._modules = list(modules_of(critic))
         self._before = self._state()
+        self._mode = tuple(m.training for module in self._modules for m in module.modules())
+        self._sums: dict[str, Tensor] | None = None
 
     def check(self) -> None:
         """Call it after every part."""
         for name, state in self._state().items():
             if self._before.get(name) != state:
-                raise RuntimeError(
-                    f"`chunks`: the critic's forward changed {name}, so the parts of the batch would not meet the same"
-                    " critic (spectral norm in training does); leave `chunks` out, or put the critic in eval mode."
-                )
+                raise self._changed(name)
+        seen = [_unchanging.setdefault(module, set()) for module in self._modules]
+        if all(self._mode in modes for modes in seen):
+            return
+        if self._sums is None:
+            self._sums = self._values()
+            return
+        for name, value in self._values().items():
+            if not torch.equal(self._sums[name].nan_to_num(), value.nan_to_num()):
+                raise self._changed(name)
+        for modes in seen:
+            modes.add(self._mode)
+
+    @staticmethod
+    def _changed(name: str) -> RuntimeError:
+        return RuntimeError(
+            f"`chunks`: the critic's forward changed {name}, so the parts of the batch would not meet the same"
+            " critic (spectral norm in training does); leave `chunks` out, or put the critic in eval mode."
+        )
 
     def _state(self) -> dict[str, tuple]:
-        state = {}
+        return {name: (x._version, x.data_ptr() if _is_plain(x) else None) for name, x in self._tensors()}
+
+    def _values(self) -> dict[str, Tensor]:
+        return {
+            name: x.detach().sum(dtype=torch.float64)
+            for name, x in self._tensors()
+            if _is_plain(x) and x.layout == torch.strided and not x.is_complex()
+        }
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
         for module in self._modules:
             for kind, tensors in (("buffer", module.named_buffers()), ("parameter", module.named_parameters())):
                 for name, x in tensors:
-                    place = None if x.is_meta or type(x) not in (Tensor, nn.Parameter) else x.data_ptr()
-                    state[f"{type(module).__name__}'s {kind} {name}"] = (x._version, place)
-        return state
+                    yield f"{type(module).__name__}'s {kind} {name}", x
+
+
+def _is_plain(x: Tensor) -> bool:
+    return not x.is_meta and type(x) in (Tensor, nn.Parameter)
 
 
 def check_independent(

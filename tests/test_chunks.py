@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from zoo_runs import inputs, run
 
 import gpfast
@@ -150,6 +151,30 @@ class Clipping(Counting):
         return self.score(x).tanh()
 
 
+class Iterating(nn.Module):
+    """Spectral norm as it was before PyTorch had one: its vector is written through .data."""
+
+    def __init__(self):
+        super().__init__()
+        self.score = nn.Linear(4, 3, dtype=torch.float64)
+        self.u = nn.Parameter(F.normalize(torch.randn(3, dtype=torch.float64), dim=0), requires_grad=False)
+
+    def forward(self, x):
+        w = self.score.weight
+        v = F.normalize(w.detach().t() @ self.u.data, dim=0)
+        if self.training:
+            self.u.data.copy_(F.normalize(w.detach() @ v, dim=0))
+        return F.linear(x, w / (self.u @ w @ v), self.score.bias).tanh().sum(1)
+
+
+class Clamping(Counting):
+    """It is the same critic for every part, for what is clamped stays so."""
+
+    def forward(self, x):
+        self.score.weight.data.clamp_(-0.1, 0.1)
+        return self.score(x).tanh()
+
+
 class Packed(Counting):
     """Judges samples two by two (PacGAN)."""
 
@@ -165,6 +190,7 @@ REFUSALS = {
     "batch norm": (lambda: nn.Sequential(mlp(), nn.BatchNorm1d(1).double()), {}, "statistics of a part of the batch"),
     "minibatch statistics": (Minibatch, {}, "depends on the other samples"),
     "a buffer": (Counting, {}, "changed Counting's buffer seen"),
+    "a parameter through .data": (Iterating, {}, "changed Iterating's parameter u"),
     "no single sample": (Packed, {}, "one by one.* there the critic raises RuntimeError: .*Leave `chunks` out"),
     "a parameter": (Clipping, {}, "changed Clipping's parameter score.weight"),
 }
@@ -176,6 +202,22 @@ def test_refused_with_a_reason(case, data):
     make, options, words = REFUSALS[case]
     with pytest.raises((ValueError, RuntimeError), match=words):
         gpfast.gradient_penalty(make(), *data, **{"chunks": 2, **options})
+
+
+@pytest.mark.parametrize("make", [lambda: Iterating().eval(), Clamping])
+def test_what_stays_the_same_from_part_to_part_is_not_refused(make, data):
+    model = make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(0.5)
+    expected = gpfast.gradient_penalty(copy.deepcopy(model), *data, alpha=0.3, engine="reference").detach()
+    for _ in range(2):
+        value = gpfast.gradient_penalty(model, *data, alpha=0.3, chunks=3).detach()
+        torch.testing.assert_close(value, expected, rtol=1e-10, atol=0)
+    if isinstance(model, Iterating):  # judged anew in another mode
+        with pytest.raises(RuntimeError, match="changed Iterating's parameter u"):
+            nn.init.normal_(model.score.weight)
+            gpfast.gradient_penalty(model.train(), *data, chunks=2)
 
 
 def test_backward_hooks_are_refused(data):
