@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_map
 
 from gpfast import graph, reference
@@ -366,8 +367,11 @@ def _refuse_narrow(scores: Tensor, first: int) -> None:
 def _dtypes(scores: Tensor, first: int) -> Iterator[tuple[torch.dtype, str]]:
     """What the nodes of a graph compute in, with their names."""
     for node in graph.read(scores, first)[0]:
-        for metadata in getattr(node, "_input_metadata", ()):
-            if metadata.dtype.is_floating_point:
+        results = getattr(node, "_input_metadata", ())
+        for metadata in results:
+            # What a custom Function marks as not differentiable (indices, say) is described as a float32 number.
+            undescribed = len(results) > 1 and isinstance(node, BackwardCFunction) and not metadata.shape
+            if metadata.dtype.is_floating_point and not undescribed:
                 yield metadata.dtype, node.name()
 
 

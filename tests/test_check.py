@@ -248,6 +248,27 @@ def test_a_critic_that_narrows_inside_is_told(data):
     assert found.ok and {row.allowed for row in found.rows} == {torch.finfo(torch.float32).eps ** 0.5}
 
 
+class Largest(torch.autograd.Function):
+    """The largest entry, and which it is."""
+
+    @staticmethod
+    def forward(ctx, x):
+        value, index = x.max(1, keepdim=True)
+        ctx.save_for_backward(index)
+        ctx.like = x.shape
+        ctx.mark_non_differentiable(index)
+        return value, index
+
+    @staticmethod
+    def backward(ctx, grad, _):
+        return grad.new_zeros(ctx.like).scatter(1, ctx.saved_tensors[0], grad)
+
+
+def test_indices_that_a_function_returns_do_not_narrow(critic, data):
+    found = gpfast.check(lambda x: Largest.apply(critic(x.tanh()))[0], *data)
+    assert found.ok and {row.dtype for row in found.rows} == {"float64", "float32"} and not found.notes, str(found)
+
+
 @needs_tape
 def test_a_critic_with_an_autocast_of_its_own_is_held_to_what_that_computes_in(data):
     class Own(nn.Module):
