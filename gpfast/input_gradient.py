@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gpfast import autograd, tape
 from gpfast.backend import under_functions
+from gpfast.call import writes_to_its_input
 from gpfast.checks import check_arguments, check_autograd, check_tensor, checked_score
 from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, arranged, call_critic, named_tensors, tensors_of
@@ -58,7 +59,15 @@ def input_gradient_loss(
     derivatives = torch.is_grad_enabled()
 
     def outputs(points):
-        return checked_score(call_critic(function, inputs, points, args, kwargs), output)
+        try:
+            return checked_score(call_critic(function, inputs, points, args, kwargs), output)
+        except RuntimeError as error:
+            if not writes_to_its_input(error):
+                raise
+            raise RuntimeError(
+                "`function` writes to its input, or a view of it, in place, and that is your `inputs`; pass a clone, or"
+                " make the first operation not in-place."
+            ) from error
 
     with twice_differentiable(function, tensors_of(inputs)[0]):
         if under_functions() and not takes_tape(engine):

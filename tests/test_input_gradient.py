@@ -339,8 +339,18 @@ ERRORS = {
     ),
     "args": (TypeError, "`args` must be a tuple", lambda: gpfast.input_gradient_loss(LINEAR, X, SUM, args=X)),
     "inference": (RuntimeError, "inference_mode", lambda: under_inference()),
-    "in place": (RuntimeError, "in.?place", lambda: gpfast.input_gradient_loss(lambda x: x.mul_(2).sum(1), X, SUM)),
+    "in place": (RuntimeError, "in place.* your `inputs`", lambda: gpfast.input_gradient_loss(doubled, X, SUM)),
+    "a view in place": (RuntimeError, "in place.* your `inputs`", lambda: gpfast.input_gradient_loss(cleared, X, SUM)),
 }
+
+
+def doubled(x):
+    return x.mul_(2).sum(1)
+
+
+def cleared(x):
+    x[:, 0] = 0
+    return x.sum(1)
 
 
 def under_inference():

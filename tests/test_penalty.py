@@ -396,6 +396,8 @@ def test_a_critic_that_begins_in_place(engine, generator):
     for data in (real, real.clone().requires_grad_() * 1):
         with pytest.raises(RuntimeError, match=r"writes to its input.*at='real'.*real\.clone\(\)"):
             gpfast.gradient_penalty(lambda x: model(x.mul_(2)), data, at="real", engine=engine)
+        with pytest.raises(RuntimeError, match=r"writes to its input.*at='real'.*real\.clone\(\)"):
+            gpfast.gradient_penalty(lambda x: (x[:, 0].zero_(), model(x))[1], data, at="real", engine=engine)
         assert torch.equal(data, before)
 
 
