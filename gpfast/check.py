@@ -23,6 +23,7 @@ from gpfast.machine import machine_line, versions
 from gpfast.modules import modules_in
 from gpfast.node_cost import ALONE
 from gpfast.penalty import gradient_penalty
+from gpfast.running import twice_differentiable
 from gpfast.undisturbed import (
     about,
     as_made,
@@ -242,7 +243,10 @@ class _Case(NamedTuple):
             gradients = [None] * len(parameters)
             if parameters and value.requires_grad:
                 total = value.sum() if value.ndim else value
-                gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+                with twice_differentiable(
+                    critic, tensors_of(like)[0], by_tape=takes_tape(engine)
+                ):  # checkpoints run again
+                    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         found = zip(parameters, gradients, strict=True)
         return Outcome(
             value.detach().double().sum(),

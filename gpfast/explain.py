@@ -17,10 +17,12 @@ from gpfast import graph, tape
 from gpfast.checks import check_arguments, checked_score
 from gpfast.columns import columns, digits
 from gpfast.cost import Cost
-from gpfast.inputs import Structure, pick_score
+from gpfast.engines import takes_tape
+from gpfast.inputs import Structure, pick_score, tensors_of
 from gpfast.modules import modules_in
 from gpfast.node_cost import ALONE, Node, NodeCounter
 from gpfast.penalty import gradient_penalty
+from gpfast.running import twice_differentiable
 from gpfast.undisturbed import (
     about,
     as_made,
@@ -152,7 +154,11 @@ def _step(critic: Callable, counter: NodeCounter, *, real, fake, args, kwargs, o
             result = gradient_penalty(critic, real, fake, args=args, kwargs=kwargs, output=scored, **options)
             value = result[0] if isinstance(result, tuple) else result
             if ends:
-                torch.autograd.grad(value.sum() if value.ndim else value, list(ends.values()), allow_unused=True)
+                point = tensors_of(fake if real is None else real)[0]
+                with twice_differentiable(
+                    critic, point, by_tape=takes_tape(options["engine"])
+                ):  # checkpoints run again
+                    torch.autograd.grad(value.sum() if value.ndim else value, list(ends.values()), allow_unused=True)
 
 
 def _node_table(nodes: Sequence[Node]) -> str:
