@@ -69,7 +69,7 @@ def input_gradient_loss(
                 " make the first operation not in-place."
             ) from error
 
-    with twice_differentiable(function, tensors_of(inputs)[0]):
+    with twice_differentiable(function, tensors_of(inputs)[0], by_tape=takes_tape(engine)):
         if under_functions() and not takes_tape(engine):
             y, gradients = autograd.transformed(outputs, tensors_of(inputs))
         else:

@@ -11,17 +11,15 @@ from typing import Any, NamedTuple
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 
 
 class Facts(NamedTuple):
-    """Of a module and all it holds: batch norms; whether there are parts that are recurrent, and so on."""
+    """Of a module and all it holds: batch norms, LSTMs; whether there are recurrent, compiled or sharded parts."""
 
     kind: type
     batch_norms: list[weakref.ref]
     recurrent: bool
-    lstm: bool
-    convolving: bool
+    lstms: list[weakref.ref]
     compiled: bool
     sharded: bool
 
@@ -40,8 +38,7 @@ def facts_of(module: nn.Module) -> Facts:
             type(module),
             [weakref.ref(part) for part in parts if isinstance(part, _BatchNorm)],
             any(isinstance(part, nn.RNNBase | nn.RNNCellBase) for part in parts),
-            any(isinstance(part, nn.LSTM) for part in parts),
-            any(isinstance(part, _ConvNd) for part in parts),
+            [weakref.ref(part) for part in parts if isinstance(part, nn.LSTM)],
             any(type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None for part in parts),
             any(_SHARDED & {kind.__name__ for kind in type(part).__mro__} for part in parts),
         )

@@ -23,7 +23,7 @@ from gpfast.checks import (
     checked_score,
 )
 from gpfast.chunks import check_chunks
-from gpfast.engines import differentiated
+from gpfast.engines import differentiated, takes_tape
 from gpfast.inputs import Structure, named_tensors, tensors_of
 from gpfast.options import ENGINES, Options, checked
 from gpfast.points import draw, plain_start
@@ -121,7 +121,8 @@ def gradient_penalty(
         start = plain_start(real, fake, at, alpha, generator)
     if start is None:
         _check_data(real, fake, weight, alpha, generator, mask, options)
-    running = twice_differentiable(critic, tensors_of(like)[0], by_sample=options.norm_dims != "batch")
+    by = {"by_sample": options.norm_dims != "batch", "by_tape": takes_tape(engine)}
+    running = twice_differentiable(critic, tensors_of(like)[0], **by)
     if engine == "reference":
         with running:
             return reference.gradient_penalty(

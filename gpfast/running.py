@@ -57,7 +57,33 @@ _CUDNN_ATTENTION = (_C._get_cudnn_sdp_enabled, _C._set_sdp_use_cudnn, False)
 _on_cpu = _Switches(_MATH, _FLASH)
 _elsewhere = _Switches(_MATH, _FLASH, _EFFICIENT, _CUDNN_ATTENTION)
 _recurrent = _Switches((_C._get_cudnn_enabled, _C._set_cudnn_enabled, False))
-_lstm_on_cpu = _Switches((_C._get_mkldnn_enabled, _C._set_mkldnn_enabled, False))
+_without_onednn = _Switches((_C._get_mkldnn_enabled, _C._set_mkldnn_enabled, False))
+
+
+class _PlainLSTMs:
+    """Runs these layers, and nothing else, without oneDNN; not in a checkpoint, which may run again after the call."""
+
+    def __init__(self, lstms: list[weakref.ref]):
+        self.lstms, self.hooks, self.turned = lstms, [], []
+
+    def __enter__(self) -> None:
+        for lstm in filter(None, (ref() for ref in self.lstms)):
+            self.hooks.append(lstm.register_forward_pre_hook(self._begin))
+            self.hooks.append(lstm.register_forward_hook(self._end, always_call=True))
+
+    def __exit__(self, *error) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+
+    def _begin(self, *_) -> None:
+        self.turned.append(_C._autograd._top_saved_tensors_default_hooks(True) is None)
+        if self.turned[-1]:
+            _without_onednn.__enter__()
+
+    def _end(self, *_) -> None:
+        if self.turned and self.turned.pop():
+            _without_onednn.__exit__()
 
 
 _stances: list = []
@@ -73,16 +99,20 @@ def _force_eager(on: bool) -> None:
 _uncompiled = _Switches((lambda: False, _force_eager, True))
 
 
-def twice_differentiable(critic: Callable, point: Tensor, *, by_sample: bool = False) -> AbstractContextManager:
+def twice_differentiable(
+    critic: Callable, point: Tensor, *, by_sample: bool = False, by_tape: bool = False
+) -> AbstractContextManager:
     """A context in which what `critic` makes of `point` can be differentiated twice.
 
+    by_tape: the sweeps do it, which know the nodes of a plain LSTM.
     Warns once of a compiled critic, and, where `by_sample`, of one that normalises by the batch.
     """
     modules = modules_of(critic)
     if by_sample:
         warn_of_batch_statistics(modules)
     attention = _on_cpu if point.is_cpu else _elsewhere
-    recurrent = lstm = convolving = compiled = False
+    recurrent = compiled = False
+    lstms = []
     for module in modules:
         facts = facts_of(module)
         if facts.sharded and torch.is_grad_enabled():
@@ -92,22 +122,21 @@ def twice_differentiable(critic: Callable, point: Tensor, *, by_sample: bool = F
                 " backward too. Wrap the critic in DistributedDataParallel instead; a sharded generator is no obstacle."
             )
         recurrent |= facts.recurrent
-        lstm |= facts.lstm
-        convolving |= facts.convolving
+        lstms += facts.lstms
         compiled |= facts.compiled or module._compiled_call_impl is not None
     recurrent &= point.is_cuda
-    lstm &= point.is_cpu and not convolving  # which oneDNN serves well
     if not isinstance(critic, nn.Module):
         compiled |= is_compiled_function(critic)
-    if not (recurrent or lstm or compiled):
+    plain = [_PlainLSTMs(lstms)] if lstms and by_tape and point.is_cpu else []
+    if not (recurrent or plain or compiled):
         return attention
     if compiled:
         _say_uncompiled(critic)
-    return _Several([attention] + [_recurrent] * recurrent + [_lstm_on_cpu] * lstm + [_uncompiled] * compiled)
+    return _Several([attention, *plain] + [_recurrent] * recurrent + [_uncompiled] * compiled)
 
 
 class _Several:
-    def __init__(self, contexts: list[_Switches]):
+    def __init__(self, contexts: list[AbstractContextManager]):
         self.contexts = contexts
 
     def __enter__(self) -> None:

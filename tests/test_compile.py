@@ -1,7 +1,6 @@
 """torch.compile around a penalty, and around the critic that it is taken of."""
 
 import copy
-import functools
 import threading
 import warnings
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from tape_critics import Critic, data
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import gpfast
 from gpfast import reference, running
@@ -268,21 +268,34 @@ def test_cudnn_is_off_for_recurrent_layers_only():
         assert torch.backends.cudnn.enabled == before
 
 
-@pytest.mark.parametrize(
-    ("layers", "off"),
-    [
-        ([nn.LSTM(3, 3)], True),
-        ([nn.Sequential(nn.LSTM(3, 3)), nn.Linear(3, 1)], True),
-        ([nn.GRU(3, 3)], False),
-        ([nn.LSTM(3, 3), nn.Conv1d(3, 3, 1)], False),
-    ],
-)
-def test_onednn_is_off_for_lstms_without_convolutions(layers, off):
-    critic = functools.partial(lambda *args: None, *layers)
+class Seen(nn.Module):
+    def forward(self, x):
+        self.onednn = torch.backends.mkldnn.enabled
+        return x
+
+
+class SeenLSTM(nn.LSTM):
+    def forward(self, x):
+        self.onednn = torch.backends.mkldnn.enabled
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return super().forward(x)[0]
+
+
+@pytest.mark.parametrize("by_tape", [True, False])
+def test_onednn_is_off_in_an_lstm_alone(by_tape):
     before = torch.backends.mkldnn.enabled
-    with running.twice_differentiable(critic, torch.zeros(1)):
-        assert torch.backends.mkldnn.enabled == (before and not off)
-    assert torch.backends.mkldnn.enabled == before
+    other, lstm = Seen(), SeenLSTM(3, 3)
+    critic, x = nn.Sequential(other, nn.Sequential(lstm)), torch.zeros(2, 4, 3)
+    with running.twice_differentiable(critic, x, by_tape=by_tape):
+        critic(x)
+        assert other.onednn == before and lstm.onednn == (before and not by_tape)
+        checkpoint(critic, x, use_reentrant=False)
+        assert lstm.onednn == before
+        with pytest.raises(ValueError, match="not a number"):
+            critic(x * torch.nan)
+        assert torch.backends.mkldnn.enabled == before
+    assert not lstm._forward_hooks and not lstm._forward_pre_hooks
 
 
 def test_no_warning_of_a_critic_that_is_not_compiled():

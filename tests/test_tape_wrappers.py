@@ -304,17 +304,41 @@ def test_an_lstm_in_float32_is_made_of_nodes_with_rules():
     assert len(found.nodes) > 20 and "Every node has a rule." in str(found)
 
 
-@pytest.mark.parametrize("convolution", [False, True])
-def test_recurrent_layers_in_float32(convolution):
-    """oneDNN's layer, a node of its own there, where a convolution wants oneDNN."""
+@pytest.mark.parametrize("engine", ["auto", "autograd"])
+def test_a_checkpoint_is_checked_as_the_critic_runs(engine):
+    """By the kernels of the call, also where backward comes after it."""
     torch.manual_seed(0)
-    critic = nn.Sequential(nn.Conv1d(4, 4, 1) if convolution else nn.Identity(), nn.LSTM(3, 5, batch_first=True))
+    lstm, attention = nn.LSTM(3, 5, batch_first=True), Attends()
+
+    def recalls(x):
+        return checkpoint(lambda x: lstm(x)[0], x, use_reentrant=False).sum((1, 2))
+
+    def attends(x):
+        return checkpoint(attention, x, use_reentrant=False)
+
+    for critic in (recalls, attends):
+        assert gpfast.check(critic, *data(3, 4, 3, dtype=torch.float32), engine=engine).ok
+    real, fake = data(3, 4, 3, dtype=torch.float32)
+    gpfast.gradient_penalty(recalls, real, fake, engine=engine).backward()
+    assert lstm.weight_ih_l0.grad.any()
+    assert gpfast.explain(attends, real).reference.launches > 0
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_recurrent_layers_in_float32(again):
+    """oneDNN's layer, a node of its own, in a checkpoint."""
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.LSTM(3, 5, batch_first=True))
     score = nn.Linear(5, 1)
     exact = copy.deepcopy(critic).double(), copy.deepcopy(score).double()
     real, fake = data(3, 4, 3, dtype=torch.float32)
 
     def gradients(engine, critic, score, real, fake):
-        value = gpfast.gradient_penalty(lambda x: score(critic(x)[0][:, -1]), real, fake, alpha=0.5, engine=engine)
+        def forward(x):
+            h = checkpoint(critic, x, use_reentrant=False) if again else critic(x)
+            return score(h[0][:, -1])
+
+        value = gpfast.gradient_penalty(forward, real, fake, alpha=0.5, engine=engine)
         return torch.autograd.grad(value, [*critic.parameters(), *score.parameters()], materialize_grads=True)
 
     expected = gradients("reference", *exact, real.double(), fake.double())
