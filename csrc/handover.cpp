@@ -242,8 +242,9 @@ struct Differentiated {
   std::string refused;
 };
 
-// later, bent: the tape will be finished in backward, with second adjoints of the scores.
-Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool later, bool bent) {
+// later, bent: the tape will be finished in backward, with second adjoints of the scores. adding: to gradients that are there.
+Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool release, bool derivatives, bool later, bool bent,
+                             bool adding) {
   auto plan = read_graph({gradient_edge(scores)}, targets, derivatives);
   if (!plan.refused.empty()) {
     watch_refused(plan.refused);
@@ -251,7 +252,7 @@ Differentiated differentiate(const at::Tensor& scores, edge_list targets, bool r
   }
   at::AutoGradMode off(false);
   Differentiated d;
-  d.tape.emplace(std::move(plan), release, later);
+  d.tape.emplace(std::move(plan), release, later, adding);
   d.gradients = d.tape->adjoint({at::ones_like(scores)}, bent);
   return d;
 }
@@ -266,7 +267,7 @@ Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>
   edge_list edges;
   for (const auto& target : targets) edges.push_back(point_edge(target));
   auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, /*later=*/derivatives,
-                                                     /*bent=*/through_scores);
+                                                     /*bent=*/through_scores, /*adding=*/false);
   if (!tape) return {std::move(gradients), scores, refused};
   at::AutoGradMode off(false);
   if (through_scores)  // what is returned is the caller's to write to: no rule may hold it
@@ -324,7 +325,8 @@ using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, i
 std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores, const at::Tensor& target, double center,
                                                         bool one_sided, double eps, c10::string_view reduction, double weight,
                                                         bool release, bool derivatives, const std::optional<at::Tensor>& onto) {
-  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*later=*/false, /*bent=*/false);
+  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*later=*/false, /*bent=*/false,
+                                                     /*adding=*/onto.has_value());
   if (!tape) return {at::empty({0}), at::empty({0}), refused};
   if (!gradients[0].defined()) return {at::empty({0}), at::empty({0}), ""};
   at::AutoGradMode off(false);

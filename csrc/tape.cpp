@@ -201,9 +201,10 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   return gradients;
 }
 
-// Of the run of dense layers that begins at step `top`, where one does. What is watched is taken step by step.
+// Of the run of dense layers that begins at step `top`, where one does. What is watched is taken step by step; so is what is added to
+// gradients that are there, which a run would hold its own beside.
 bool Tape::adjoint_of_run(size_t top, variable_list& gradients) {
-  if (watched_.on()) return false;
+  if (watched_.on() || adding_) return false;
   auto run = DenseRun::from(plan_.steps, top, made_);
   if (!run) return false;
   auto& bottom = plan_.steps[run->bottom()];

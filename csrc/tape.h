@@ -10,8 +10,9 @@ namespace gpfast {
 class Tape {
  public:
   // release: the graph is nobody else's, so what it saved is freed as the sweeps pass. later: others work between adjoint and
-  // finish, and may write to what the rules hold.
-  Tape(Plan plan, bool release, bool later) : plan_(std::move(plan)), release_(release), later_(later) {}
+  // finish, and may write to what the rules hold. adding: finish will be given gradients to add to, one at a time.
+  Tape(Plan plan, bool release, bool later, bool adding)
+      : plan_(std::move(plan)), release_(release), later_(later), adding_(adding) {}
 
   // From the scores down. seeds: one an output, undefined for zero. bent: finish will be given second adjoints of the outputs.
   // Returns the gradient at each point, undefined where there is none; of points in float16 in float32.
@@ -53,7 +54,7 @@ class Tape {
   void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
 
   Plan plan_;
-  bool release_, later_;
+  bool release_, later_, adding_;
   size_t made_ = 0;  // the lowest step that has a rule
   edge_list edges_;
   std::vector<int> target_edges_, target_uses_;

@@ -59,6 +59,11 @@ def both(name, *arguments):
     return op(*arguments), op._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)
 
 
+def room(rows, weights):
+    """For the tangents between layers."""
+    return torch.empty(rows * sum(w.shape[1] for w in weights[:-1]), dtype=weights[0].dtype)
+
+
 def close(ours, plain):
     assert ours.shape == plain.shape
     if ours.numel():
@@ -74,7 +79,7 @@ def sweeps_agree(rows, weights, deciders, gates, factors, dtype, wanted=-1, thro
     close(input_, plain_input)
     close(held, plain_held)
     t = torch.randn(rows, weights[0].shape[0], dtype=dtype)
-    arguments = (t, held, weights, deciders, gates, factors, wanted, through)
+    arguments = (t, held, room(rows, weights), weights, deciders, gates, factors, wanted, through)
     (result, gradients), (plain_result, plain_gradients) = both("dense_tangent", *arguments)
     close(result, plain_result)
     for i, (ours, plain) in enumerate(zip(gradients, plain_gradients, strict=True)):
@@ -111,7 +116,7 @@ def test_weights_lie_in_memory_as_they_like_and_gradients_as_they_do(storage, dt
     sweeps_agree(9, weights, deciders, gates, factors, dtype)
     held = torch.randn(9 * 38, dtype=dtype)
     _, gradients = torch.ops.gpfast.dense_tangent(
-        torch.randn(9, 7, dtype=dtype), held, weights, deciders, gates, factors, 3, False
+        torch.randn(9, 7, dtype=dtype), held, room(9, weights), weights, deciders, gates, factors, 3, False
     )
     for weight, gradient in zip(weights, gradients, strict=True):
         assert gradient.t().is_contiguous() if storage == "columns" else gradient.is_contiguous()
@@ -159,7 +164,9 @@ def test_threads_do_not_change_a_bit(threads, dtype):
     for number in (1, 2, 3):
         threads(number)
         input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, factors)
-        result, gradients = torch.ops.gpfast.dense_tangent(t, held, weights, deciders, gates, factors, 7, True)
+        result, gradients = torch.ops.gpfast.dense_tangent(
+            t, held, room(rows, weights), weights, deciders, gates, factors, 7, True
+        )
         seen.append([input_, held, result, *gradients])
     for others in seen[1:]:
         assert all(torch.equal(x, y) for x, y in zip(seen[0], others, strict=True))
@@ -172,6 +179,13 @@ def test_arguments_that_do_not_belong_together_are_refused():
         torch.ops.gpfast.dense_adjoint(a, weights, deciders[:1], gates, factors)
     with pytest.raises(RuntimeError, match=r"weight 2 is \[8, 8\]"):
         torch.ops.gpfast.dense_adjoint(a, [weights[0], weights[2], weights[1]], deciders, gates, factors)
+    with pytest.raises(RuntimeError, match="room for 16 elements of tangents, not 64"):
+        torch.ops.gpfast.dense_tangent(
+            torch.ones(4, 3, dtype=torch.float64),
+            torch.ones(68, dtype=torch.float64),
+            room(1, weights),
+            *(weights, deciders, gates, factors, 7, False),
+        )
 
 
 # When the tape takes them.

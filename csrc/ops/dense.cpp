@@ -58,6 +58,11 @@ int64_t columns_of(const DenseLayers& layers) {
   return columns;
 }
 
+// Elements of the tangents between layers. They are the caller's to hold, so that whoever counts memory sees them.
+int64_t room_for_tangents(int64_t rows, const DenseLayers& layers) {
+  return rows * (columns_of(layers) - layers.back().weight.size(1));
+}
+
 bool by_columns(const Tensor& weight) { return weight.stride(0) == 1; }
 
 // In PyTorch's own operators, for every device.
@@ -78,7 +83,8 @@ std::tuple<Tensor, Tensor> adjoint_plain(const Tensor& a, const DenseLayers& lay
   return {z, at::cat(held)};
 }
 
-std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, const Tensor& /*room*/, const DenseLayers& layers,
+                                          bool through) {
   Tensors gradients(layers.size());
   Tensor z = t;
   int64_t begin = 0;
@@ -96,6 +102,7 @@ std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, c
 #ifdef GPFAST_AVX2
 
 constexpr int64_t kWorth = 1 << 16;  // multiplications worth a thread
+constexpr int64_t kDeep = 64;        // terms of a sum that is added to others
 constexpr int kHeight = 6;           // rows of a tile: with two vectors each they fill the registers
 
 template <typename T>
@@ -128,9 +135,10 @@ struct Matrix {
   GPFAST_AVX2_INLINE T* operator()(int64_t i, int64_t j) const { return at + i * row + j * column; }
 };
 
-// c = a @ b for kRows rows and a panel of columns, whose rows lie `step` apart in b. Each sum is taken in the order of k.
+// c = a @ b for kRows rows and a panel of columns, whose rows lie `step` apart in b; or what c holds and that. Each sum is taken in
+// the order of k.
 template <int kRows, typename T>
-GPFAST_AVX2_INLINE void tile(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t depth) {
+GPFAST_AVX2_INLINE void tile(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t depth, bool add) {
   using V = typename Vector<T>::Type;
   V sums[kRows][2];
 #pragma GCC unroll 8
@@ -148,24 +156,39 @@ GPFAST_AVX2_INLINE void tile(Matrix<const T> a, const T* b, int64_t step, T* c, 
   }
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
-    std::memcpy(c + r * c_step, &sums[r][0], sizeof(V));
-    std::memcpy(c + r * c_step + kLanes<T>, &sums[r][1], sizeof(V));
+    T* row = c + r * c_step;
+    if (add) {
+      V left, right;
+      std::memcpy(&left, row, sizeof(V));
+      std::memcpy(&right, row + kLanes<T>, sizeof(V));
+      sums[r][0] += left;
+      sums[r][1] += right;
+    }
+    std::memcpy(row, &sums[r][0], sizeof(V));
+    std::memcpy(row + kLanes<T>, &sums[r][1], sizeof(V));
   }
 }
 
+// In sums of kDeep terms, which are added up: long sums would round more than those of the eager lines.
 template <typename T>
 GPFAST_AVX2_INLINE void panel(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t rows, int64_t depth) {
-  int64_t i = 0;
-  for (; i + kHeight <= rows; i += kHeight) tile<kHeight>({a(i, 0), a.row, a.column}, b, step, c + i * c_step, c_step, depth);
-  a.at = a(i, 0);
-  c += i * c_step;
-  switch (rows - i) {
-    case 5: return tile<5>(a, b, step, c, c_step, depth);
-    case 4: return tile<4>(a, b, step, c, c_step, depth);
-    case 3: return tile<3>(a, b, step, c, c_step, depth);
-    case 2: return tile<2>(a, b, step, c, c_step, depth);
-    case 1: return tile<1>(a, b, step, c, c_step, depth);
-    default: return;
+  for (int64_t k = 0; k < depth; k += kDeep) {
+    const int64_t deep = std::min(kDeep, depth - k);
+    const bool add = k > 0;
+    const T* from = b + k * step;
+    int64_t i = 0;
+    for (; i + kHeight <= rows; i += kHeight)
+      tile<kHeight>({a(i, k), a.row, a.column}, from, step, c + i * c_step, c_step, deep, add);
+    const Matrix<const T> rest{a(i, k), a.row, a.column};
+    T* to = c + i * c_step;
+    switch (rows - i) {
+      case 5: tile<5>(rest, from, step, to, c_step, deep, add); break;
+      case 4: tile<4>(rest, from, step, to, c_step, deep, add); break;
+      case 3: tile<3>(rest, from, step, to, c_step, deep, add); break;
+      case 2: tile<2>(rest, from, step, to, c_step, deep, add); break;
+      case 1: tile<1>(rest, from, step, to, c_step, deep, add); break;
+      default: break;
+    }
   }
 }
 
@@ -380,10 +403,12 @@ std::tuple<Tensor, Tensor> adjoint_fast(const Tensor& a, const DenseLayers& laye
   return {std::move(out), std::move(held)};
 }
 
-std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
+                                         bool through) {
   const int64_t rows = t.size(0);
+  TORCH_CHECK(room.is_contiguous() && room.numel() == room_for_tangents(rows, layers) && room.scalar_type() == t.scalar_type(),
+              "gpfast::dense: room for ", room.numel(), " elements of tangents, not ", room_for_tangents(rows, layers));
   auto out = through ? at::empty({rows, layers.back().weight.size(1)}, t.options()) : at::empty({0}, t.options());
-  auto inner = at::empty({rows * (columns_of(layers) - layers.back().weight.size(1))}, t.options());
   Tensors gradients(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& weight = layers[i].weight;
@@ -394,7 +419,7 @@ std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, co
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "dense_tangent", [&] {
     auto each = pointers<scalar_t>(layers, held, rows);
     each[0].tangent = t.const_data_ptr<scalar_t>();
-    auto* next = inner.mutable_data_ptr<scalar_t>();
+    auto* next = room.mutable_data_ptr<scalar_t>();
     for (size_t i = 0; i < each.size(); ++i) {
       if (layers[i].wanted) each[i].gradient = gradients[i].mutable_data_ptr<scalar_t>();
       each[i].columns = by_columns(layers[i].weight);
@@ -417,8 +442,9 @@ bool fits(const Tensor& z) { return dense_is_fast() && z.is_contiguous(); }
 std::tuple<Tensor, Tensor> adjoint_cpu(const Tensor& a, const DenseLayers& layers) {
   return fits(a) ? adjoint_fast(a, layers) : adjoint_plain(a, layers);
 }
-std::tuple<Tensor, Tensors> tangent_cpu(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
-  return fits(t) ? tangent_fast(t, held, layers, through) : tangent_plain(t, held, layers, through);
+std::tuple<Tensor, Tensors> tangent_cpu(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
+                                        bool through) {
+  return fits(t) ? tangent_fast(t, held, room, layers, through) : tangent_plain(t, held, room, layers, through);
 }
 
 #else
@@ -435,9 +461,9 @@ std::tuple<Tensor, Tensor> adjoint_op(const Tensor& a, at::TensorList weights, a
 }
 
 template <auto kernel>
-std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, at::TensorList weights, at::TensorList deciders,
+std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, const Tensor& room, at::TensorList weights, at::TensorList deciders,
                                        Numbers gates, at::TensorList factors, int64_t wanted, bool through) {
-  return kernel(t, held, layers_of(weights, deciders, gates, factors, wanted), through);
+  return kernel(t, held, room, layers_of(weights, deciders, gates, factors, wanted), through);
 }
 
 struct Arguments {
@@ -489,14 +515,15 @@ std::tuple<Tensor, Tensors> dense_tangent(const Tensor& t, const Tensor& held, c
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::dense_tangent", "").typed<decltype(tangent_op<&tangent_plain>)>();
   const Arguments is(layers);
-  return op.call(t, held, is.weights, is.deciders, is.gates, is.factors, is.wanted, through);
+  const auto room = at::empty({room_for_tangents(t.size(0), layers)}, t.options());
+  return op.call(t, held, room, is.weights, is.deciders, is.gates, is.factors, is.wanted, through);
 }
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("dense_adjoint(Tensor a, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] factors)"
         " -> (Tensor input, Tensor held)");
-  m.def("dense_tangent(Tensor t, Tensor held, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] factors, int wanted,"
-        " bool through) -> (Tensor result, Tensor[] gradients)");
+  m.def("dense_tangent(Tensor t, Tensor held, Tensor(a!) room, Tensor[] weights, Tensor[] deciders, float[] gates,"
+        " Tensor[] factors, int wanted, bool through) -> (Tensor result, Tensor[] gradients)");
 }
 TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
   m.impl("dense_adjoint", &adjoint_op<adjoint_cpu>);
