@@ -144,6 +144,20 @@ def test_what_is_not_finite_is_decided_as_alone(gate, bad):
     sweeps_agree(4, weights, deciders, gates, factors, torch.float64)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gate", GATES)
+def test_limits_are_exact_where_the_smallest_numbers_are_flushed(gate, dtype):
+    """The numbers next to zero are compared as zero then."""
+    weights, deciders, gates, factors = layers(4, (3, 20, 1), gate, dtype)
+    deciders[0][:, ::2] = torch.tensor([0.0, -0.0, torch.finfo(dtype).tiny / 4, gates[1]])[:, None]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this CPU flushes nothing")
+    try:
+        sweeps_agree(4, weights, deciders, gates, factors, dtype)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_a_slope_of_zero_stops_nan():
     """As the gate alone does: what a dead unit would have got does not reach the samples."""
     weights, deciders, gates, factors = layers(4, (3, 8, 1), "relu", torch.float64)
@@ -186,6 +200,18 @@ def test_arguments_that_do_not_belong_together_are_refused():
             room(1, weights),
             *(weights, deciders, gates, factors, 7, False),
         )
+
+
+@fast
+def test_values_of_other_sizes_are_refused():
+    """The kernels would read or write beyond them."""
+    weights, deciders, gates, factors = layers(4, (3, 8, 1), "relu", torch.float64)
+    with pytest.raises(RuntimeError, match=r"\[4, 5\] above \[8, 1\]"):
+        torch.ops.gpfast.dense_adjoint(torch.ones(4, 5, dtype=torch.float64), weights, deciders, gates, factors)
+    for columns, held in [(2, 36), (3, 35)]:
+        t, adjoints = torch.ones(4, columns, dtype=torch.float64), torch.ones(held, dtype=torch.float64)
+        with pytest.raises(RuntimeError, match=rf"\[4, {columns}\] below \[3, 8\], with \[{held}\] adjoints"):
+            torch.ops.gpfast.dense_tangent(t, adjoints, weights, deciders, gates, factors, 3, True)
 
 
 # When the tape takes them.
@@ -279,6 +305,29 @@ def test_other_critics_are_swept_layer_by_layer(name):
     critic = NOT_TAKEN[name]()
     columns = next(m for m in critic.modules() if isinstance(m, nn.Linear)).in_features
     assert runs_of(critic, points(6, 4 if name == "three dimensions" else columns)) == 0
+
+
+class Broadcast(nn.Module):
+    """Linear, times a constant of the first size, linear of so many columns, linear."""
+
+    def __init__(self, factor, columns, pooled):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, columns), nn.Linear(8, 5), nn.Linear(5, 1)])
+        self.register_buffer("factor", torch.rand(factor) + 0.5)
+        self.pooled = pooled
+        self.double()
+
+    def forward(self, x):
+        first, second, last = self.layers
+        return last(second(first(x.mean(0, keepdim=True) if self.pooled else x) * self.factor).relu())
+
+
+@fast
+@pytest.mark.parametrize("factor, columns, pooled", [((6, 1), 8, False), ((6, 8), 1, False), ((6, 8), 8, True)])
+def test_a_factor_that_is_broadcast_or_broadcasts_ends_a_run(factor, columns, pooled):
+    critic = Broadcast(factor, columns, pooled)
+    agree(critic, points(), critic.parameters(), rule="linear")
+    assert runs_of(critic, points()) == 1
 
 
 class Branching(nn.Module):

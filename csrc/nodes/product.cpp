@@ -58,8 +58,10 @@ class Product final : public Elementwise {
   }
   OfRows of_rows() const override {
     const size_t live = place.live(0) ? 0 : 1;
-    if (place.bent || place.live(1 - live) || place.wanted(1 - live)) return {};
-    return {.factor = others_[live]};
+    const auto& factor = others_[live];
+    if (place.bent || place.live(1 - live) || place.wanted(1 - live) || !factor.defined()) return {};
+    if (factor.sizes() != at::IntArrayRef(place.sizes(live))) return {};  // one of them is broadcast
+    return {.factor = factor};
   }
   int64_t kept() const override { return bytes_of({a_, parts_[0], parts_[1], others_[0], others_[1]}); }
 

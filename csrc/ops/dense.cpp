@@ -13,7 +13,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "ops/gate_interval.h"
+#include "ops/gate_test.h"
 #include "ops/inline.h"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -244,11 +244,11 @@ GPFAST_AVX2_INLINE void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int
 }
 
 // A slope of zero gives zero, whatever the element. Both products first: what is chosen of is there, and loops vectorise.
-template <typename T>
-GPFAST_AVX2_INLINE void scale(T* __restrict__ z, const T* __restrict__ h, int64_t n, Interval<T> interval, T on, T off) {
+template <Test kTest, typename T>
+GPFAST_AVX2_INLINE void scale(T* __restrict__ z, const T* __restrict__ h, int64_t n, T lower, T upper, T on, T off) {
   for (int64_t j = 0; j < n; ++j) {
     const T high = on == 0 ? T(0) : on * z[j], low = off == 0 ? T(0) : off * z[j];
-    z[j] = interval.holds(h[j]) ? high : low;
+    z[j] = holds<kTest>(h[j], lower, upper) ? high : low;
   }
 }
 
@@ -262,17 +262,25 @@ struct Layer {
   Matrix<const T> weight;
   int64_t in, out;
   Matrix<const T> decider{}, factor{};
-  Interval<T> interval{Gate{}};
-  T on = 1, off = 1;
+  Test test{};
+  T lower = 0, upper = 0, on = 1, off = 1;
   T* held = nullptr;            // adjoints of the product, (rows, out)
   const T* tangent = nullptr;   // of the input, (rows, in)
   T* gradient = nullptr;        // null where none is wanted
   bool columns = false;         // the gradient's
 
+  GPFAST_AVX2_INLINE void decide(T* z, const T* h) const {
+    switch (test) {
+      case Test::kAbove: return scale<Test::kAbove>(z, h, out, lower, upper, on, off);
+      case Test::kBelow: return scale<Test::kBelow>(z, h, out, lower, upper, on, off);
+      case Test::kBetween: return scale<Test::kBetween>(z, h, out, lower, upper, on, off);
+      case Test::kWithin: return scale<Test::kWithin>(z, h, out, lower, upper, on, off);
+    }
+  }
   // What lies between this product and the one above it, on rows of z.
   GPFAST_AVX2_INLINE void pass(T* z, int64_t begin, int64_t end) const {
     for (int64_t i = begin; i < end; ++i) {
-      if (decider.at) scale(z + i * out, decider(i, 0), out, interval, on, off);
+      if (decider.at) decide(z + i * out, decider(i, 0));
       if (factor.at) times(z + i * out, factor(i, 0), out);
     }
   }
@@ -367,7 +375,9 @@ Layers<T> pointers(const DenseLayers& layers, const Tensor& held, int64_t rows) 
     p.decider = rows_of<T>(layer.decider, rows, p.out);
     p.factor = rows_of<T>(layer.factor, rows, p.out);
     if (!p.decider.at) continue;
-    p.interval = Interval<T>(layer.gate);
+    p.test = layer.gate.test;
+    p.lower = static_cast<T>(layer.gate.lower);
+    p.upper = static_cast<T>(layer.gate.upper);
     p.on = static_cast<T>(layer.gate.slopes.on);
     p.off = static_cast<T>(layer.gate.slopes.off);
   }
@@ -392,6 +402,7 @@ void share(int64_t rows, int64_t threads, const F& work) {
 
 std::tuple<Tensor, Tensor> adjoint_fast(const Tensor& a, const DenseLayers& layers) {
   const int64_t rows = a.size(0);
+  TORCH_CHECK(a.size(1) == layers.back().weight.size(1), "gpfast::dense: ", a.sizes(), " above ", layers.back().weight.sizes());
   auto out = at::empty({rows, layers.front().weight.size(0)}, a.options());
   auto held = at::empty({rows * columns_of(layers)}, a.options());
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "dense_adjoint", [&] {
@@ -408,6 +419,8 @@ std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, co
   const int64_t rows = t.size(0);
   TORCH_CHECK(room.is_contiguous() && room.numel() == room_for_tangents(rows, layers) && room.scalar_type() == t.scalar_type(),
               "gpfast::dense: room for ", room.numel(), " elements of tangents, not ", room_for_tangents(rows, layers));
+  TORCH_CHECK(t.size(1) == layers.front().weight.size(0) && held.is_contiguous() && held.numel() == rows * columns_of(layers),
+              "gpfast::dense: ", t.sizes(), " below ", layers.front().weight.sizes(), ", with ", held.sizes(), " adjoints");
   auto out = through ? at::empty({rows, layers.back().weight.size(1)}, t.options()) : at::empty({0}, t.options());
   Tensors gradients(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "ops/gate.h"
+#include "ops/gate_test.h"
 #include "ops/relayout.h"
 #include "ops/simd.h"
 
@@ -29,14 +30,6 @@ constexpr auto kPlaces = [] {
   for (size_t j = 0; j < places.size(); ++j) places[j] = L{1} << j;
   return places;
 }();
-
-template <Test kTest, typename A>
-GPFAST_INLINE bool holds(A h, A lower, A upper) {
-  if constexpr (kTest == Test::kAbove) return h > lower;
-  if constexpr (kTest == Test::kBelow) return h < upper;
-  if constexpr (kTest == Test::kBetween) return (h > lower) & (h < upper);
-  return (h >= lower) & (h <= upper);
-}
 
 template <Test kTest, typename T>
 GPFAST_INLINE void pack_words(const T* __restrict__ h, Accumulate<T> lower, Accumulate<T> upper, uint8_t* __restrict__ bits,

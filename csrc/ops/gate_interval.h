@@ -1,5 +1,5 @@
 #pragma once
-// Every test of a gate as one.
+// Every test of a gate as one, for GPUs: a CPU may be told to take the numbers next to zero for zero.
 #include <cmath>
 #include <limits>
 
