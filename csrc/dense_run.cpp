@@ -34,10 +34,11 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   const auto& a = steps[top].a[0];
   if (steps[top].a.size() != 1 || !a.defined() || !dense_is_fast() || launched(a) || !fits(a, a)) return nullptr;
   if (a.scalar_type() != at::kFloat && a.scalar_type() != at::kDouble) return nullptr;
+  const int64_t rows = a.size(0);
+  if (rows > kMostDenseRows) return nullptr;
   auto run = std::make_unique<DenseRun>();
   run->top_ = top;
   run->through_ = steps[top].place.tangent;
-  const int64_t rows = a.size(0);
   DenseLayer next;  // what lies above the product that comes next
   for (size_t at = top;; --at) {
     const auto& step = steps[at];
@@ -82,15 +83,18 @@ at::Tensor DenseRun::adjoint(const at::Tensor& a) {
 }
 
 at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep) {
-  if (!t.defined()) return {};
-  auto [result, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_);
-  for (size_t i = 0; i < layers_.size(); ++i)
-    if (layers_[i].wanted) steps[products_[i]].rule->made(std::move(gradients[i]));
+  at::Tensor result;
+  if (t.defined()) {
+    auto [out, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_);
+    for (size_t i = 0; i < layers_.size(); ++i)
+      if (layers_[i].wanted) steps[products_[i]].rule->made(std::move(gradients[i]));
+    if (through_) result = std::move(out);
+  }
   if (!keep) {
     layers_.clear();
     held_.reset();
   }
-  return through_ ? std::move(result) : at::Tensor();
+  return result;
 }
 
 }  // namespace gpfast

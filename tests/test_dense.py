@@ -296,6 +296,7 @@ NOT_TAKEN = {
     "two activations between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Hardtanh(-2, 2))),
     "a trained factor between": lambda: mlp(Scaled(8)),
     "large": lambda: mlp(nn.ReLU(), width=3000, inputs=3000),
+    "many rows": lambda: mlp(nn.ReLU(), width=2, inputs=1),
     "three dimensions": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), mlp(nn.ReLU(), inputs=2)).double(),
 }
 
@@ -304,7 +305,8 @@ NOT_TAKEN = {
 def test_other_critics_are_swept_layer_by_layer(name):
     critic = NOT_TAKEN[name]()
     columns = next(m for m in critic.modules() if isinstance(m, nn.Linear)).in_features
-    assert runs_of(critic, points(6, 4 if name == "three dimensions" else columns)) == 0
+    rows = 2**16 + 1 if name == "many rows" else 6
+    assert runs_of(critic, points(rows, 4 if name == "three dimensions" else columns)) == 0
 
 
 class Broadcast(nn.Module):

@@ -289,16 +289,16 @@ template <typename T>
 using Layers = std::vector<Layer<T>>;
 
 template <typename T>
-Scratch<T> scratch_of(const Layers<T>& layers, int64_t rows) {
-  int64_t widest = rows;
+int64_t widest(const Layers<T>& layers) {
+  int64_t widest = 0;
   for (const auto& layer : layers) widest = std::max({widest, layer.in, layer.out});
-  return {widest, widest};
+  return widest;
 }
 
 // Rows [begin, end) of all adjoints, from the last layer's, which are there and not gated yet.
 template <typename T>
 GPFAST_AVX2_INLINE void adjoint_rows(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {
-  auto scratch = scratch_of(layers, end - begin);
+  Scratch<T> scratch(widest(layers), end - begin);
   for (size_t i = layers.size(); i-- > 0;) {
     const auto& layer = layers[i];
     layer.pass(layer.held, begin, end);
@@ -311,7 +311,7 @@ GPFAST_AVX2_INLINE void adjoint_rows(const Layers<T>& layers, T* out, int64_t be
 // Rows of the tangents that the layers above read; last: of the result's too, or null.
 template <typename T>
 GPFAST_AVX2_INLINE void tangent_rows(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {
-  auto scratch = scratch_of(layers, end - begin);
+  Scratch<T> scratch(widest(layers), end - begin);
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& layer = layers[i];
     T* above = i + 1 < layers.size() ? const_cast<T*>(layers[i + 1].tangent) : last;
@@ -325,7 +325,7 @@ GPFAST_AVX2_INLINE void tangent_rows(const Layers<T>& layers, T* last, int64_t b
 // Of each gradient the rows in memory that are a thread's share, `part` of `parts`.
 template <typename T>
 GPFAST_AVX2_INLINE void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {
-  auto scratch = scratch_of(layers, rows);
+  Scratch<T> scratch(rows, widest(layers));
   for (const auto& layer : layers) {
     if (!layer.gradient) continue;
     const Matrix<const T> held{layer.held, layer.out, 1}, tangent{layer.tangent, layer.in, 1};

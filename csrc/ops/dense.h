@@ -32,5 +32,7 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& 
 bool dense_is_fast();
 // The most multiplications of one product that they are faster for than a call of its own.
 constexpr int64_t kMostDense = int64_t{1} << 25;
+// The most rows: for a gradient each thread lays out a panel of so many.
+constexpr int64_t kMostDenseRows = int64_t{1} << 16;
 
 }  // namespace gpfast
