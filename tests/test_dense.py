@@ -394,12 +394,32 @@ def test_weights_that_are_shared_or_computed():
 @fast
 def test_gradients_may_be_asked_for_twice():
     critic, x = mlp(nn.ReLU(), nn.ReLU()), points()
+    parameters = list(critic.parameters())
 
-    point = x.clone().requires_grad_()
-    value = gpfast.input_gradient_loss(critic, point, lambda y, g: g.pow(3).sum(), engine="tape")
-    first = torch.autograd.grad(value, list(critic.parameters()), retain_graph=True, allow_unused=True)
-    again = torch.autograd.grad(value, list(critic.parameters()), allow_unused=True)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True) if a is not None)
+    def losses(engine):
+        return gpfast.gradient_penalty(critic, x, x.flip(0), alpha=0.3, reduction="none", engine=engine).pow(2).sum()
+
+    with Operators() as operators:
+        value = losses("tape")
+        first = torch.autograd.grad(value, parameters, retain_graph=True)
+        again = torch.autograd.grad(value, parameters)
+    assert operators.seen["gpfast.dense_adjoint"] == 1 and operators.seen["gpfast.dense_tangent"] == 2
+    expected = torch.autograd.grad(losses("reference"), parameters, allow_unused=True, materialize_grads=True)
+    for one, two, right in zip(first, again, expected, strict=True):
+        assert torch.equal(one, two)
+        torch.testing.assert_close(one, right)
+
+
+@fast
+def test_what_is_held_for_backward_may_not_be_written_to():
+    """Autograd would raise too: the activations that decide are read once more in backward."""
+    critic, held = mlp(nn.ReLU(), nn.ReLU()), []
+    critic[1].register_forward_hook(lambda module, args, result: held.append(result))
+    x = points()
+    value = gpfast.gradient_penalty(critic, x, x.flip(0), reduction="none", engine="tape").sum()
+    held[0].detach().neg_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
 
 
 @fast
