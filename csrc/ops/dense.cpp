@@ -38,8 +38,8 @@ Tensor part_of(at::TensorList list, size_t i) { return i < list.size() && list[i
 DenseLayers layers_of(at::TensorList weights, at::TensorList deciders, Numbers gates, at::TensorList factors, int64_t wanted = 0) {
   const size_t most = weights.size();
   const bool fit = deciders.size() <= most && factors.size() <= most && gates.size() == kNumbers * deciders.size();
-  TORCH_CHECK(most > 0 && most < 64 && fit, "gpfast::dense: ", most, " weights, ", deciders.size(), " deciders, ", gates.size(), " numbers and ", factors.size(),
-              " factors");
+  TORCH_CHECK(most > 0 && most < 64 && fit, "gpfast::dense: ", most, " weights, ", deciders.size(), " deciders, ", gates.size(),
+              " numbers and ", factors.size(), " factors");
   DenseLayers layers(most);
   for (size_t i = 0; i < most; ++i) {
     auto& layer = layers[i];
