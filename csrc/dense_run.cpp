@@ -35,7 +35,7 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   if (steps[top].a.size() != 1 || !a.defined() || !dense_is_fast() || launched(a) || !fits(a, a)) return nullptr;
   if (a.scalar_type() != at::kFloat && a.scalar_type() != at::kDouble) return nullptr;
   const int64_t rows = a.size(0);
-  if (rows > kMostDenseRows) return nullptr;
+  if (rows < kFewestDenseRows || rows > kMostDenseRows) return nullptr;
   auto run = std::make_unique<DenseRun>();
   run->top_ = top;
   run->through_ = steps[top].place.tangent;

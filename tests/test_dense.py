@@ -211,7 +211,7 @@ def test_values_of_other_sizes_are_refused():
     for columns, held in [(2, 36), (3, 35)]:
         t, adjoints = torch.ones(4, columns, dtype=torch.float64), torch.ones(held, dtype=torch.float64)
         with pytest.raises(RuntimeError, match=rf"\[4, {columns}\] below \[3, 8\], with \[{held}\] adjoints"):
-            torch.ops.gpfast.dense_tangent(t, adjoints, weights, deciders, gates, factors, 3, True)
+            torch.ops.gpfast.dense_tangent(t, adjoints, room(4, weights), weights, deciders, gates, factors, 3, True)
 
 
 # When the tape takes them.
@@ -244,7 +244,7 @@ def mlp(*between, width=8, inputs=4, bias=True):
     return nn.Sequential(*modules, nn.Linear(last, 1, bias=bias)).double()
 
 
-def points(rows=6, columns=4):
+def points(rows=17, columns=4):
     return torch.randn(rows, columns, dtype=torch.float64)
 
 
@@ -297,6 +297,7 @@ NOT_TAKEN = {
     "a trained factor between": lambda: mlp(Scaled(8)),
     "large": lambda: mlp(nn.ReLU(), width=3000, inputs=3000),
     "many rows": lambda: mlp(nn.ReLU(), width=2, inputs=1),
+    "few rows": lambda: mlp(nn.ReLU(), nn.ReLU()),
     "three dimensions": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), mlp(nn.ReLU(), inputs=2)).double(),
 }
 
@@ -305,7 +306,7 @@ NOT_TAKEN = {
 def test_other_critics_are_swept_layer_by_layer(name):
     critic = NOT_TAKEN[name]()
     columns = next(m for m in critic.modules() if isinstance(m, nn.Linear)).in_features
-    rows = 2**16 + 1 if name == "many rows" else 6
+    rows = {"many rows": 2**16 + 1, "few rows": 15}.get(name, 17)
     assert runs_of(critic, points(rows, 4 if name == "three dimensions" else columns)) == 0
 
 
@@ -325,7 +326,7 @@ class Broadcast(nn.Module):
 
 
 @fast
-@pytest.mark.parametrize("factor, columns, pooled", [((6, 1), 8, False), ((6, 8), 1, False), ((6, 8), 8, True)])
+@pytest.mark.parametrize("factor, columns, pooled", [((17, 1), 8, False), ((17, 8), 1, False), ((17, 8), 8, True)])
 def test_a_factor_that_is_broadcast_or_broadcasts_ends_a_run(factor, columns, pooled):
     critic = Broadcast(factor, columns, pooled)
     agree(critic, points(), critic.parameters(), rule="linear")
@@ -425,10 +426,12 @@ def test_what_is_held_for_backward_may_not_be_written_to():
 @fast
 @pytest.mark.parametrize("chunks", [2, 3])
 def test_parts_of_a_batch_add_up(chunks):
-    critic, x = mlp(nn.ReLU(), nn.ReLU()), points(7)
+    critic, x = mlp(nn.ReLU(), nn.ReLU()), points(50)
     whole = copy.deepcopy(critic)
-    alpha = torch.rand(7, dtype=torch.float64)
-    a = gpfast.gradient_penalty(critic, x, x.flip(0), alpha=alpha, chunks=chunks)
+    alpha = torch.rand(50, dtype=torch.float64)
+    with Operators() as operators:
+        a = gpfast.gradient_penalty(critic, x, x.flip(0), alpha=alpha, chunks=chunks)
+    assert operators.seen["gpfast.dense_tangent"] == 1, "the others add to what the first part left"
     b = gpfast.gradient_penalty(whole, x, x.flip(0), alpha=alpha, engine="reference")
     a.backward()
     b.backward()
@@ -482,7 +485,7 @@ def test_the_flop_are_those_of_the_products(frozen):
         apart = cost.measure(step).flop
     finally:
         torch.backends.mkldnn.set_flags(before, _fp32_precision=None)
-    outer = 2 * 6 * 8  # the last layer's adjoint, which alone is a product of numbers
+    outer = 2 * len(x) * 8  # the last layer's adjoint, which alone is a product of numbers
     assert as_run == apart + outer
 
 

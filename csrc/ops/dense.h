@@ -32,7 +32,8 @@ std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& 
 bool dense_is_fast();
 // The most multiplications of one product that they are faster for than a call of its own.
 constexpr int64_t kMostDense = int64_t{1} << 25;
-// The most rows: for a gradient each thread lays out a panel of so many.
-constexpr int64_t kMostDenseRows = int64_t{1} << 16;
+// The most rows: for a gradient each thread lays out a panel of so many. And the fewest: these sums round as those of the eager lines
+// do, no more, but otherwise, and among a few samples the ill-conditioned ones are not averaged out.
+constexpr int64_t kMostDenseRows = int64_t{1} << 16, kFewestDenseRows = 16;
 
 }  // namespace gpfast

@@ -1,12 +1,32 @@
 // The CUDA kernels of gate and gated: a 16-byte vector a thread; the last, incomplete one element by element, and so are all of
 // them where a tensor does not begin at a 16-byte bound.
+#include <cmath>
+#include <limits>
+
 #include "ops/cuda_kernels.h"
-#include "ops/gate_interval.h"
+#include "ops/gate_launch.h"
 
 namespace gpfast {
 namespace {
 
 constexpr int kBits = 32;  // of a word, which several threads put together
+
+// Every test as one: lowest <= h <= highest. None passes where one of them is NaN.
+template <typename A>
+struct Interval {
+  A lowest, highest;
+
+  explicit Interval(const Gate& by) : lowest(-kInfinity), highest(kInfinity) {
+    const A lower = static_cast<A>(by.lower), upper = static_cast<A>(by.upper);
+    if (by.test == Test::kWithin) lowest = lower, highest = upper;
+    if (by.test == Test::kAbove || by.test == Test::kBetween) lowest = lower == kInfinity ? kNan : std::nextafter(lower, kInfinity);
+    if (by.test == Test::kBelow || by.test == Test::kBetween) highest = upper == -kInfinity ? kNan : std::nextafter(upper, -kInfinity);
+  }
+  __device__ bool holds(A h) const { return h >= lowest && h <= highest; }
+
+ private:
+  static constexpr A kInfinity = std::numeric_limits<A>::infinity(), kNan = std::numeric_limits<A>::quiet_NaN();
+};
 
 template <typename A>
 struct Factors {
