@@ -123,7 +123,7 @@ void fill_with_zeros(const Node& node, variable_list& gradients, const std::vect
   for (const auto& [i, begin] : places) {
     const auto& edge = node.next_edge(i);
     const auto sizes = sizes_of(edge.function->input_metadata(edge.input_nr));
-    gradients[i] = zeros.as_strided(sizes, c10::contiguous_strides(sizes), begin);
+    gradients[i] = viewed(zeros, sizes, c10::contiguous_strides(sizes), begin);
   }
 }
 

@@ -76,16 +76,28 @@ bool ours(const at::Tensor& tensor) {
          !tensor._is_zerotensor();
 }
 
+namespace {
+
+bool is_plain(const at::Tensor& tensor) {
+  const auto* impl = tensor.unsafeGetTensorImpl();
+  return typeid(*impl) == typeid(c10::TensorImpl) && !tensor.key_set().has(c10::DispatchKey::Python);
+}
+
+}  // namespace
+
+at::Tensor viewed(const at::Tensor& tensor, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset) {
+  if (!is_plain(tensor)) return tensor.as_strided(sizes, strides, offset);
+  auto view = tensor.unsafeGetTensorImpl()->shallow_copy_and_detach(c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  view->set_sizes_and_strides(sizes, strides, offset);
+  return at::Tensor(std::move(view));
+}
+
 at::Tensor transposed(const at::Tensor& matrix) {
-  auto* impl = matrix.unsafeGetTensorImpl();
-  if (typeid(*impl) != typeid(c10::TensorImpl) || matrix.key_set().has(c10::DispatchKey::Python) || matrix.dim() < 2)
-    return matrix.transpose(-2, -1);
-  auto view = impl->shallow_copy_and_detach(c10::VariableVersion(0), /*allow_tensor_metadata_change=*/true);
+  if (matrix.dim() < 2 || !is_plain(matrix)) return matrix.transpose(-2, -1);
   c10::DimVector sizes(matrix.sizes()), strides(matrix.strides());
   std::swap(sizes.end()[-2], sizes.end()[-1]);
   std::swap(strides.end()[-2], strides.end()[-1]);
-  view->set_sizes_and_strides(sizes, strides);
-  return at::Tensor(std::move(view));
+  return viewed(matrix, sizes, strides, matrix.storage_offset());
 }
 
 void accumulate(at::Tensor& into, at::Tensor value) {

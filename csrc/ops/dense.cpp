@@ -1,12 +1,12 @@
 #include "ops/dense.h"
 
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
 #include <ATen/TensorOperators.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
-#include <ATen/ops/empty_strided.h>
 #include <ATen/ops/mm.h>
 #include <torch/library.h>
 
@@ -400,11 +400,14 @@ void share(int64_t rows, int64_t threads, const F& work) {
   });
 }
 
+// Below the dispatcher: small layers have few microseconds.
+Tensor empty(at::IntArrayRef sizes, const Tensor& like) { return Tensor(at::detail::empty_cpu(sizes, like.options())); }
+
 std::tuple<Tensor, Tensor> adjoint_fast(const Tensor& a, const DenseLayers& layers) {
   const int64_t rows = a.size(0);
   TORCH_CHECK(a.size(1) == layers.back().weight.size(1), "gpfast::dense: ", a.sizes(), " above ", layers.back().weight.sizes());
-  auto out = at::empty({rows, layers.front().weight.size(0)}, a.options());
-  auto held = at::empty({rows * columns_of(layers)}, a.options());
+  auto out = empty({rows, layers.front().weight.size(0)}, a);
+  auto held = empty({rows * columns_of(layers)}, a);
   AT_DISPATCH_FLOATING_TYPES(a.scalar_type(), "dense_adjoint", [&] {
     const auto each = pointers<scalar_t>(layers, held, rows);
     std::memcpy(each.back().held, a.const_data_ptr<scalar_t>(), a.nbytes());
@@ -421,13 +424,13 @@ std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, co
               "gpfast::dense: room for ", room.numel(), " elements of tangents, not ", room_for_tangents(rows, layers));
   TORCH_CHECK(t.size(1) == layers.front().weight.size(0) && held.is_contiguous() && held.numel() == rows * columns_of(layers),
               "gpfast::dense: ", t.sizes(), " below ", layers.front().weight.sizes(), ", with ", held.sizes(), " adjoints");
-  auto out = through ? at::empty({rows, layers.back().weight.size(1)}, t.options()) : at::empty({0}, t.options());
+  auto out = through ? empty({rows, layers.back().weight.size(1)}, t) : empty({0}, t);
   Tensors gradients(layers.size());
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& weight = layers[i].weight;
     const int64_t in = weight.size(0), out = weight.size(1);
-    if (!layers[i].wanted) gradients[i] = at::empty({0}, t.options());
-    else gradients[i] = by_columns(weight) ? at::empty_strided({in, out}, {1, in}, t.options()) : at::empty({in, out}, t.options());
+    if (!layers[i].wanted) gradients[i] = empty({0}, t);
+    else gradients[i] = by_columns(weight) ? Tensor(at::detail::empty_strided_cpu({in, out}, {1, in}, t.options())) : empty({in, out}, t);
   }
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "dense_tangent", [&] {
     auto each = pointers<scalar_t>(layers, held, rows);
