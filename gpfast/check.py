@@ -243,9 +243,7 @@ class _Case(NamedTuple):
             gradients = [None] * len(parameters)
             if parameters and value.requires_grad:
                 total = value.sum() if value.ndim else value
-                with twice_differentiable(
-                    critic, tensors_of(like)[0], by_tape=takes_tape(engine)
-                ):  # checkpoints run again
+                with twice_differentiable(critic, tensors_of(like)[0]):  # checkpoints run again
                     gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
         found = zip(parameters, gradients, strict=True)
         return Outcome(

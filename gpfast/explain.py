@@ -17,7 +17,6 @@ from gpfast import graph, tape
 from gpfast.checks import check_arguments, checked_score
 from gpfast.columns import columns, digits
 from gpfast.cost import Cost
-from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, pick_score, tensors_of
 from gpfast.modules import modules_in
 from gpfast.node_cost import ALONE, Node, NodeCounter
@@ -155,9 +154,7 @@ def _step(critic: Callable, counter: NodeCounter, *, real, fake, args, kwargs, o
             value = result[0] if isinstance(result, tuple) else result
             if ends:
                 point = tensors_of(fake if real is None else real)[0]
-                with twice_differentiable(
-                    critic, point, by_tape=takes_tape(options["engine"])
-                ):  # checkpoints run again
+                with twice_differentiable(critic, point):  # checkpoints run again
                     torch.autograd.grad(value.sum() if value.ndim else value, list(ends.values()), allow_unused=True)
 
 

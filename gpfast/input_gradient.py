@@ -69,23 +69,24 @@ def input_gradient_loss(
                 " make the first operation not in-place."
             ) from error
 
-    with twice_differentiable(function, tensors_of(inputs)[0], by_tape=takes_tape(engine)):
-        if under_functions() and not takes_tape(engine):
+    by_tape = takes_tape(engine)
+    with twice_differentiable(function, tensors_of(inputs)[0], by_tape=by_tape):
+        if under_functions() and not by_tape:
             y, gradients = autograd.transformed(outputs, tensors_of(inputs))
         else:
             with torch.enable_grad():
                 points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
                 y = outputs(points)
             targets = dict(zip(named, targets, strict=True))
-            y, gradients = _outputs_and_gradients(y, points, targets, engine, derivatives)
+            y, gradients = _outputs_and_gradients(y, points, targets, by_tape, derivatives)
             del points
     return loss(y, arranged(inputs, gradients))
 
 
 def _outputs_and_gradients(
-    y: Tensor, points: tuple, targets: dict, engine: str, derivatives: bool
+    y: Tensor, points: tuple, targets: dict, by_tape: bool, derivatives: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    if takes_tape(engine):
+    if by_tape:
         with torch._C.DisableTorchFunctionSubclass():
             gradients, again, refused = tape.input_gradient_op(y, list(targets.values()), True, derivatives, True)
         if not refused:

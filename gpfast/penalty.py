@@ -121,8 +121,9 @@ def gradient_penalty(
         start = plain_start(real, fake, at, alpha, generator)
     if start is None:
         _check_data(real, fake, weight, alpha, generator, mask, options)
-    by = {"by_sample": options.norm_dims != "batch", "by_tape": takes_tape(engine)}
-    running = twice_differentiable(critic, tensors_of(like)[0], **by)
+    running = twice_differentiable(
+        critic, tensors_of(like)[0], by_sample=options.norm_dims != "batch", by_tape=takes_tape(engine)
+    )
     if engine == "reference":
         with running:
             return reference.gradient_penalty(

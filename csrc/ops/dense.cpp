@@ -430,7 +430,8 @@ std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, co
     const auto& weight = layers[i].weight;
     const int64_t in = weight.size(0), out = weight.size(1);
     if (!layers[i].wanted) gradients[i] = empty({0}, t);
-    else gradients[i] = by_columns(weight) ? Tensor(at::detail::empty_strided_cpu({in, out}, {1, in}, t.options())) : empty({in, out}, t);
+    else if (by_columns(weight)) gradients[i] = Tensor(at::detail::empty_strided_cpu({in, out}, {1, in}, t.options()));
+    else gradients[i] = empty({in, out}, t);
   }
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "dense_tangent", [&] {
     auto each = pointers<scalar_t>(layers, held, rows);
@@ -477,8 +478,9 @@ std::tuple<Tensor, Tensor> adjoint_op(const Tensor& a, at::TensorList weights, a
 }
 
 template <auto kernel>
-std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, const Tensor& room, at::TensorList weights, at::TensorList deciders,
-                                       Numbers gates, at::TensorList factors, int64_t wanted, bool through) {
+std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, const Tensor& room, at::TensorList weights,
+                                       at::TensorList deciders, Numbers gates, at::TensorList factors, int64_t wanted,
+                                       bool through) {
   return kernel(t, held, room, layers_of(weights, deciders, gates, factors, wanted), through);
 }
 
