@@ -11,6 +11,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 
 #include "ops/gate_test.h"
@@ -18,8 +19,7 @@
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
-#define GPFAST_AVX2 __attribute__((target("avx2,fma")))
-#define GPFAST_AVX2_INLINE inline __attribute__((always_inline, target("avx2,fma")))
+#define GPFAST_DENSE
 #endif
 
 namespace gpfast {
@@ -99,163 +99,18 @@ std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, c
   return {through ? z : at::empty({0}, t.options()), gradients};
 }
 
-#ifdef GPFAST_AVX2
+#ifdef GPFAST_DENSE
 
 constexpr int64_t kWorth = 1 << 16;  // multiplications worth a thread
 constexpr int64_t kDeep = 64;        // terms of a sum that is added to others
-constexpr int kHeight = 6;           // rows of a tile: with two vectors each they fill the registers
-
-template <typename T>
-struct Vector;
-template <>
-struct Vector<float> {
-  typedef float Type __attribute__((vector_size(32)));
-  static GPFAST_AVX2_INLINE Type fma(Type a, Type b, Type c) {
-    return (Type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
-  }
-};
-template <>
-struct Vector<double> {
-  typedef double Type __attribute__((vector_size(32)));
-  static GPFAST_AVX2_INLINE Type fma(Type a, Type b, Type c) {
-    return (Type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
-  }
-};
-
-template <typename T>
-constexpr int64_t kLanes = 32 / static_cast<int64_t>(sizeof(T));
-template <typename T>
-constexpr int64_t kPanel = 2 * kLanes<T>;  // columns of a tile
 
 // Element (i, j) is at i * row + j * column.
 template <typename T>
 struct Matrix {
   T* at;
   int64_t row, column;
-  GPFAST_AVX2_INLINE T* operator()(int64_t i, int64_t j) const { return at + i * row + j * column; }
+  GPFAST_INLINE T* operator()(int64_t i, int64_t j) const { return at + i * row + j * column; }
 };
-
-// c = a @ b for kRows rows and a panel of columns, whose rows lie `step` apart in b; or what c holds and that. Each sum is taken in
-// the order of k.
-template <int kRows, typename T>
-GPFAST_AVX2_INLINE void tile(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t depth, bool add) {
-  using V = typename Vector<T>::Type;
-  V sums[kRows][2];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = V{};
-  for (int64_t k = 0; k < depth; ++k) {
-    V left, right;
-    std::memcpy(&left, b + k * step, sizeof(V));
-    std::memcpy(&right, b + k * step + kLanes<T>, sizeof(V));
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-      const V x = *a(r, k) - V{};
-      sums[r][0] = Vector<T>::fma(x, left, sums[r][0]);
-      sums[r][1] = Vector<T>::fma(x, right, sums[r][1]);
-    }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-    T* row = c + r * c_step;
-    if (add) {
-      V left, right;
-      std::memcpy(&left, row, sizeof(V));
-      std::memcpy(&right, row + kLanes<T>, sizeof(V));
-      sums[r][0] += left;
-      sums[r][1] += right;
-    }
-    std::memcpy(row, &sums[r][0], sizeof(V));
-    std::memcpy(row + kLanes<T>, &sums[r][1], sizeof(V));
-  }
-}
-
-// In sums of kDeep terms, which are added up: long sums would round more than those of the eager lines.
-template <typename T>
-GPFAST_AVX2_INLINE void panel(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t rows, int64_t depth) {
-  for (int64_t k = 0; k < depth; k += kDeep) {
-    const int64_t deep = std::min(kDeep, depth - k);
-    const bool add = k > 0;
-    const T* from = b + k * step;
-    int64_t i = 0;
-    for (; i + kHeight <= rows; i += kHeight)
-      tile<kHeight>({a(i, k), a.row, a.column}, from, step, c + i * c_step, c_step, deep, add);
-    const Matrix<const T> rest{a(i, k), a.row, a.column};
-    T* to = c + i * c_step;
-    switch (rows - i) {
-      case 5: tile<5>(rest, from, step, to, c_step, deep, add); break;
-      case 4: tile<4>(rest, from, step, to, c_step, deep, add); break;
-      case 3: tile<3>(rest, from, step, to, c_step, deep, add); break;
-      case 2: tile<2>(rest, from, step, to, c_step, deep, add); break;
-      case 1: tile<1>(rest, from, step, to, c_step, deep, add); break;
-      default: break;
-    }
-  }
-}
-
-// What a product lays out anew: a panel of b whose columns do not follow each other, or end early, and of c there.
-template <typename T>
-struct Scratch {
-  std::vector<T> b, c;
-  Scratch(int64_t depth, int64_t rows) : b(depth * kPanel<T>), c(rows * kPanel<T>) {}
-};
-
-// Rows of a panel: b's, of which `width` elements follow there.
-template <typename T>
-GPFAST_AVX2_INLINE void pack(Matrix<const T> b, T* __restrict__ packed, int64_t depth, int64_t width) {
-  constexpr int64_t kWidth = kPanel<T>, kBlock = 4;
-  int64_t k = 0;
-  if constexpr (std::is_same_v<T, float>) {
-    for (; b.row == 1 && width == kWidth && k + kBlock <= depth; k += kBlock)
-      for (int64_t l = 0; l < kWidth; l += kBlock) {
-        __m128 rows[kBlock];
-        for (int r = 0; r < kBlock; ++r) rows[r] = _mm_loadu_ps(b(k, l + r));
-        _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
-        for (int r = 0; r < kBlock; ++r) _mm_storeu_ps(packed + (k + r) * kWidth + l, rows[r]);
-      }
-  }
-  for (; k < depth; ++k)
-    for (int64_t l = 0; l < width; ++l) packed[k * kWidth + l] = *b(k, l);
-}
-
-// c (rows, columns) = a (rows, depth) @ b (depth, columns); c by rows, c_step apart.
-template <typename T>
-GPFAST_AVX2_INLINE void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int64_t c_step, int64_t rows, int64_t columns,
-                                 int64_t depth, Scratch<T>& scratch) {
-  constexpr int64_t kWidth = kPanel<T>;
-  for (int64_t j = 0; j < columns; j += kWidth) {
-    const int64_t width = std::min(kWidth, columns - j);
-    const T* from = b(0, j);
-    int64_t step = b.row;
-    if (b.column != 1 || width < kWidth) {
-      T* packed = scratch.b.data();
-      if (width < kWidth) std::fill(packed, packed + depth * kWidth, T(0));
-      pack({from, b.row, b.column}, packed, depth, width);
-      from = packed;
-      step = kWidth;
-    }
-    if (width == kWidth) {
-      panel(a, from, step, c + j, c_step, rows, depth);
-      continue;
-    }
-    panel(a, from, step, scratch.c.data(), kWidth, rows, depth);
-    for (int64_t i = 0; i < rows; ++i)
-      for (int64_t l = 0; l < width; ++l) c[i * c_step + j + l] = scratch.c[i * kWidth + l];
-  }
-}
-
-// A slope of zero gives zero, whatever the element. Both products first: what is chosen of is there, and loops vectorise.
-template <Test kTest, typename T>
-GPFAST_AVX2_INLINE void scale(T* __restrict__ z, const T* __restrict__ h, int64_t n, T lower, T upper, T on, T off) {
-  for (int64_t j = 0; j < n; ++j) {
-    const T high = on == 0 ? T(0) : on * z[j], low = off == 0 ? T(0) : off * z[j];
-    z[j] = holds<kTest>(h[j], lower, upper) ? high : low;
-  }
-}
-
-template <typename T>
-GPFAST_AVX2_INLINE void times(T* __restrict__ z, const T* __restrict__ by, int64_t n) {
-  for (int64_t j = 0; j < n; ++j) z[j] *= by[j];
-}
 
 template <typename T>
 struct Layer {
@@ -264,26 +119,10 @@ struct Layer {
   Matrix<const T> decider{}, factor{};
   Test test{};
   T lower = 0, upper = 0, on = 1, off = 1;
-  T* held = nullptr;            // adjoints of the product, (rows, out)
-  const T* tangent = nullptr;   // of the input, (rows, in)
-  T* gradient = nullptr;        // null where none is wanted
-  bool columns = false;         // the gradient's
-
-  GPFAST_AVX2_INLINE void decide(T* z, const T* h) const {
-    switch (test) {
-      case Test::kAbove: return scale<Test::kAbove>(z, h, out, lower, upper, on, off);
-      case Test::kBelow: return scale<Test::kBelow>(z, h, out, lower, upper, on, off);
-      case Test::kBetween: return scale<Test::kBetween>(z, h, out, lower, upper, on, off);
-      case Test::kWithin: return scale<Test::kWithin>(z, h, out, lower, upper, on, off);
-    }
-  }
-  // What lies between this product and the one above it, on rows of z.
-  GPFAST_AVX2_INLINE void pass(T* z, int64_t begin, int64_t end) const {
-    for (int64_t i = begin; i < end; ++i) {
-      if (decider.at) decide(z + i * out, decider(i, 0));
-      if (factor.at) times(z + i * out, factor(i, 0), out);
-    }
-  }
+  T* held = nullptr;           // adjoints of the product, (rows, out)
+  const T* tangent = nullptr;  // of the input, (rows, in)
+  T* gradient = nullptr;       // null where none is wanted
+  bool columns = false;        // the gradient's
 };
 template <typename T>
 using Layers = std::vector<Layer<T>>;
@@ -295,62 +134,60 @@ int64_t widest(const Layers<T>& layers) {
   return widest;
 }
 
-// Rows [begin, end) of all adjoints, from the last layer's, which are there and not gated yet.
-template <typename T>
-GPFAST_AVX2_INLINE void adjoint_rows(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {
-  Scratch<T> scratch(widest(layers), end - begin);
-  for (size_t i = layers.size(); i-- > 0;) {
-    const auto& layer = layers[i];
-    layer.pass(layer.held, begin, end);
-    T* below = i > 0 ? layers[i - 1].held : out;
-    multiply<T>({layer.held + begin * layer.out, layer.out, 1}, {layer.weight.at, layer.weight.column, layer.weight.row},
-                below + begin * layer.in, layer.in, end - begin, layer.in, layer.out, scratch);
-  }
-}
+// kHeight: rows of a tile, whose two vectors each fill the registers.
 
-// Rows of the tangents that the layers above read; last: of the result's too, or null.
+namespace avx2 {
+#define GPFAST_TARGET __attribute__((target("avx2,fma")))
+constexpr int64_t kBytes = 32;
+constexpr int kHeight = 6;
 template <typename T>
-GPFAST_AVX2_INLINE void tangent_rows(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {
-  Scratch<T> scratch(widest(layers), end - begin);
-  for (size_t i = 0; i < layers.size(); ++i) {
-    const auto& layer = layers[i];
-    T* above = i + 1 < layers.size() ? const_cast<T*>(layers[i + 1].tangent) : last;
-    if (!above) return;
-    multiply<T>({layer.tangent + begin * layer.in, layer.in, 1}, layer.weight, above + begin * layer.out, layer.out, end - begin,
-                layer.out, layer.in, scratch);
-    layer.pass(above, begin, end);
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float Type __attribute__((vector_size(32)));
+  GPFAST_INLINE GPFAST_TARGET static Type fma(Type a, Type b, Type c) {
+    return (Type)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
   }
-}
+};
+template <>
+struct Vector<double> {
+  typedef double Type __attribute__((vector_size(32)));
+  GPFAST_INLINE GPFAST_TARGET static Type fma(Type a, Type b, Type c) {
+    return (Type)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+  }
+};
+#include "ops/dense_loops.h"
+}  // namespace avx2
 
-// Of each gradient the rows in memory that are a thread's share, `part` of `parts`.
+namespace avx512 {
+#define GPFAST_TARGET __attribute__((target("avx512f,avx2,fma")))
+constexpr int64_t kBytes = 64;
+constexpr int kHeight = 12;
 template <typename T>
-GPFAST_AVX2_INLINE void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {
-  Scratch<T> scratch(rows, widest(layers));
-  for (const auto& layer : layers) {
-    if (!layer.gradient) continue;
-    const Matrix<const T> held{layer.held, layer.out, 1}, tangent{layer.tangent, layer.in, 1};
-    const auto &left = layer.columns ? held : tangent, &right = layer.columns ? tangent : held;
-    const int64_t height = layer.columns ? layer.out : layer.in, width = layer.columns ? layer.in : layer.out;
-    const int64_t share = (height + parts - 1) / parts;
-    const int64_t begin = std::min(height, part * share), end = std::min(height, begin + share);
-    if (begin < end)
-      multiply<T>({left(0, begin), 1, left.row}, right, layer.gradient + begin * width, width, end - begin, width, rows, scratch);
+struct Vector;
+template <>
+struct Vector<float> {
+  typedef float Type __attribute__((vector_size(64)));
+  GPFAST_INLINE GPFAST_TARGET static Type fma(Type a, Type b, Type c) {
+    return (Type)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
   }
-}
+};
+template <>
+struct Vector<double> {
+  typedef double Type __attribute__((vector_size(64)));
+  GPFAST_INLINE GPFAST_TARGET static Type fma(Type a, Type b, Type c) {
+    return (Type)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+  }
+};
+#include "ops/dense_loops.h"
+}  // namespace avx512
 
-#define GPFAST_DEFINE(T)                                                                               \
-  GPFAST_AVX2 void adjoints(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {              \
-    adjoint_rows(layers, out, begin, end);                                                             \
-  }                                                                                                    \
-  GPFAST_AVX2 void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {             \
-    tangent_rows(layers, last, begin, end);                                                            \
-  }                                                                                                    \
-  GPFAST_AVX2 void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {   \
-    gradient_rows(layers, rows, part, parts);                                                          \
-  }
-GPFAST_DEFINE(float)
-GPFAST_DEFINE(double)
-#undef GPFAST_DEFINE
+std::atomic<int64_t> widest_vectors = avx512::kBytes;
+
+bool wide() {
+  static const bool can = __builtin_cpu_supports("avx512f");
+  return can && widest_vectors.load() >= avx512::kBytes;
+}
 
 template <typename T>
 Matrix<const T> rows_of(const Tensor& values, int64_t rows, int64_t columns) {
@@ -412,7 +249,9 @@ std::tuple<Tensor, Tensor> adjoint_fast(const Tensor& a, const DenseLayers& laye
     const auto each = pointers<scalar_t>(layers, held, rows);
     std::memcpy(each.back().held, a.const_data_ptr<scalar_t>(), a.nbytes());
     auto* input = out.mutable_data_ptr<scalar_t>();
-    share(rows, threads_for(layers, rows), [&](int64_t begin, int64_t end) { adjoints(each, input, begin, end); });
+    share(rows, threads_for(layers, rows), [&](int64_t begin, int64_t end) {
+      wide() ? avx512::adjoints(each, input, begin, end) : avx2::adjoints(each, input, begin, end);
+    });
   });
   return {std::move(out), std::move(held)};
 }
@@ -446,9 +285,11 @@ std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, co
     }
     auto* last = through ? out.mutable_data_ptr<scalar_t>() : nullptr;
     const int64_t threads = threads_for(layers, rows);
-    share(rows, threads, [&](int64_t begin, int64_t end) { tangents(each, last, begin, end); });
+    share(rows, threads, [&](int64_t begin, int64_t end) {
+      wide() ? avx512::tangents(each, last, begin, end) : avx2::tangents(each, last, begin, end);
+    });
     at::parallel_for(0, threads, 1, [&](int64_t first, int64_t end) {
-      for (int64_t part = first; part < end; ++part) gradients_of(each, rows, part, threads);
+      for (int64_t part = first; part < end; ++part) wide() ? avx512::gradients_of(each, rows, part, threads) : avx2::gradients_of(each, rows, part, threads);
     });
   });
   return {std::move(out), std::move(gradients)};
@@ -514,11 +355,19 @@ struct Arguments {
 }  // namespace
 
 bool dense_is_fast() {
-#ifdef GPFAST_AVX2
+#ifdef GPFAST_DENSE
   static const bool fast = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return fast;
 #else
   return false;
+#endif
+}
+
+int64_t set_dense_vectors(int64_t bytes) {
+#ifdef GPFAST_DENSE
+  return widest_vectors.exchange(bytes);
+#else
+  return bytes;
 #endif
 }
 
@@ -542,6 +391,7 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
         " -> (Tensor input, Tensor held)");
   m.def("dense_tangent(Tensor t, Tensor held, Tensor(a!) room, Tensor[] weights, Tensor[] deciders, float[] gates,"
         " Tensor[] factors, int wanted, bool through) -> (Tensor result, Tensor[] gradients)");
+  m.def("set_dense_vectors(int bytes) -> int", &set_dense_vectors);
 }
 TORCH_LIBRARY_IMPL(gpfast, CPU, m) {
   m.impl("dense_adjoint", &adjoint_op<adjoint_cpu>);

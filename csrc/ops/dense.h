@@ -28,8 +28,10 @@ std::tuple<at::Tensor, at::Tensor> dense_adjoint(const at::Tensor& a, const Dens
 std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& t, const at::Tensor& held, const DenseLayers& layers,
                                                               bool through);
 
-// Whether these kernels are fast on this machine: their products are written for AVX2.
+// Whether these kernels are fast on this machine: their products are written for AVX2 and AVX-512.
 bool dense_is_fast();
+// The longest vectors they may use, in bytes: 32 or, where the CPU has them, 64; for tests. Returns what was set before.
+int64_t set_dense_vectors(int64_t bytes);
 // The most multiplications of one product that they are faster for than a call of its own.
 constexpr int64_t kMostDense = int64_t{1} << 25;
 // The most rows: for a gradient each thread lays out a panel of so many. And the fewest: these sums round as those of the eager lines
