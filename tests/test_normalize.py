@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpfast
-from gpfast import _extension
+from gpfast import _extension, cost
 
 pytestmark = pytest.mark.skipif(not _extension.available, reason="needs the C++ extension")
 
@@ -421,3 +421,25 @@ def test_rms_norm_on_a_gpu():
     """Only there does F.rms_norm record a node of its own."""
     norm = shaken(nn.RMSNorm(5)).cuda()
     agree(lambda x: norm(x.tanh()).sin(), randn(4, 5).cuda(), norm.parameters(), rule="RMS norm")
+
+
+def test_below_a_frozen_norm_no_adjoint_is_held():
+    """The convolution's is made again from the norm's, which its weight's gradient needs."""
+    layers = [
+        part
+        for _ in range(4)
+        for part in (nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4).eval(), nn.LeakyReLU(0.2, inplace=True))
+    ]
+    critic, x = nn.Sequential(*layers, nn.Flatten(), nn.Linear(4 * 64, 1)), torch.randn(8, 4, 8, 8)
+
+    def step():
+        gpfast.gradient_penalty(critic, x, x.flip(0), alpha=0.3).backward()
+
+    def peak():
+        critic.zero_grad(set_to_none=True)
+        return cost.measure(step, existing=(critic, x)).peak_bytes
+
+    held = peak()
+    with adjoints_made_again():
+        again = peak()
+    assert held - again >= x.nbytes

@@ -254,6 +254,9 @@ class FrozenBatchNorm : public Rule {
     return out;
   }
 
+  bool repeats_adjoint() const override { return a_.defined(); }
+  Tensor adjoint_again() const override { return backward(a_, a_, held_.mean, {true, false, false})[kInput]; }
+
   int64_t kept() const override { return bytes_of({held_.input, held_.mean, held_.weight, variance_, a_, of_weight_}); }
 
  private:
