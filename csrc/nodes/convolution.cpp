@@ -23,7 +23,7 @@ using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
-constexpr int64_t kFewChannels = 16, kManyPixels = 512;
+constexpr int64_t kFewChannels = 16, kManyPixels = 512, kFewPixels = 16;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
 
@@ -82,6 +82,7 @@ class Convolution final : public Rule {
   const char* name() const override { return "convolution"; }
 
   Values adjoint(Values values) override {
+    adjoint_bytes_ = static_cast<int64_t>(values[0].nbytes());
     layout_ = layout_for(weight_, elements_, values[0].numel());
     large_weight_ = layout_ == Layout::contiguous && elements_ + values[0].numel() <= weight_.numel();
     if (layout_ != Layout::as_it_comes && weight_.dim() == 3) add_height();
@@ -102,12 +103,11 @@ class Convolution final : public Rule {
     const auto& o = options_;
     Values out(1);
     if (tangent_and_gradient(t, out[0])) return out;
-    // Gradient and convolution both take memory of the weight's size while they run: where second adjoints will come, and more is
-    // held, the gradient, which stays, comes last; else it comes before the result is there as well.
-    if (!place.bent) begin_gradient(t);
+    const bool first = !place.bent && gradient_is_best_first();
+    if (first) begin_gradient(t);
     if (place.tangent)
       out[0] = plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups));
-    if (place.bent) begin_gradient(t);
+    if (!first) begin_gradient(t);
     return out;
   }
 
@@ -199,6 +199,14 @@ class Convolution final : public Rule {
     return true;
   }
 
+  // Gradient and convolution both take memory of the weight's size while they run. The gradient stays, and takes less beside it where
+  // it is made in blocks; the convolution's result stays, and the adjoint until the gradient is made. Where second adjoints will
+  // come, and more is held, the gradient comes last.
+  bool gradient_is_best_first() const {
+    const int64_t weight = static_cast<int64_t>(weight_.nbytes());
+    return weight <= 2 * weight / blocks(onto[1]) + adjoint_bytes_;
+  }
+
   void begin_gradient(const Tensor& t) {
     if (!place.wanted(1)) return;
     gradient_ = as_it_is_made(std::move(onto[1]));
@@ -273,14 +281,15 @@ class Convolution final : public Rule {
   }
 
   // A convolution leaves the gradient turned, with rows that belong to no weight (of what the stride cut off at the end), and once
-  // more in oneDNN's own order.
+  // more in oneDNN's own order; not where it runs in channels_last, which is as fast or faster for a kernel of few pixels.
   void add_by_convolution(Tensor& gradient, const Tensor& z, const Tensor& h) const {
     const bool adds = ours(gradient) && gradient.is_contiguous();
     const int64_t parts = blocks(gradient);
     Tensor into = adds ? std::move(gradient) : at::empty(weight_.sizes(), weight_.options(), at::MemoryFormat::Contiguous);
     const auto& o = options_;
     const Ints none{0, 0};
-    const Tensor by = z.transpose(0, 1), of = h.transpose(0, 1);
+    const bool few = z.size(2) * z.size(3) <= kFewPixels;
+    const Tensor by = z.transpose(0, 1), of = few ? channels_last(h.transpose(0, 1)) : h.transpose(0, 1);
     for_each_block(weight_.size(1), parts, [&](int64_t first, int64_t n) {
       const auto found = at::convolution(of.narrow(0, first, n), by, {}, o.dilation, o.padding, o.stride, false, none, 1);
       turn_kernel(into, found, first, adds);
@@ -308,7 +317,7 @@ class Convolution final : public Rule {
   bool launched_;  // when the rule was made: the sweeps that finish may run under another setting
   Sizes sizes_;  // of the input
   Rule* repeats_ = nullptr;  // the adjoint
-  int64_t elements_;
+  int64_t elements_, adjoint_bytes_ = 0;
   bool reads_input_;
   Layout layout_ = Layout::as_it_comes;
   Summed summed_ = Summed::as_it_comes;
