@@ -73,6 +73,9 @@ class Rule {
   // b, one an output -> one an input, where it is wanted: J^T b + d/dh <a, J t>, and for a parameter its gradient.
   // Called after tangent, where anything is wanted and the operation is bent, bends(), or has parameters.
   virtual Values second(Values b) = 0;
+  // Of the parameters' gradients what tangent has made, one an input: second then returns the rest. Asked for where second adjoints
+  // come and a parameter has other uses, each of which would hold a gradient until the last sweep.
+  virtual Values begun() { return {}; }
   // Bytes the rule holds now, for explain().
   virtual int64_t kept() const = 0;
 

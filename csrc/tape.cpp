@@ -330,7 +330,10 @@ void Tape::admit_second(int index, int made_from) {
 variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable_list begun) {
   Outside outside;
   versions_.check();
+  side_uses_.assign(edges_.size(), 0);
   for (auto step = plan_.steps.rbegin(); step != plan_.steps.rend(); ++step) {
+    for (const auto& source : step->sources)
+      if (source.side >= 0) side_uses_[source.side] += step->runs_second;
     if (step->runs_second) step->b = Values(step->place.outputs);
     if (!step->rule) continue;
     step->rule->keep = keep;
@@ -393,12 +396,21 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads) {
         offer_second(step, grads, /*parameters_only=*/true);
         out = step.rule->tangent(std::move(t));
         withdraw_second(step, grads);
+        if (step.runs_second) give_begun(step, grads);
       }
       for (size_t k = 0; k < step.place.outputs; ++k)
         if (step.uses[k]) step.t[k] = std::move(out[k]);
     }
     end_tangent(step, grads);
   }
+}
+
+// A parameter of several steps has one gradient, to which each adds.
+void Tape::give_begun(Step& step, variable_list& grads) {
+  const auto shared = [&](const Source& source) { return source.side >= 0 && side_uses_[source.side] > 1; };
+  if (std::none_of(step.sources.begin(), step.sources.end(), shared)) return;
+  auto begun = step.rule->begun();
+  for (size_t i = 0; i < begun.size(); ++i) give_second(step.sources[i], std::move(begun[i]), grads);
 }
 
 // Where nothing can arrive any more, what is left are gradients of parameters, which need not wait for the last sweep.

@@ -43,6 +43,7 @@ class Tape {
   void offer_second(Step& step, variable_list& grads, bool parameters_only);
   void withdraw_second(Step& step, variable_list& grads);
   bool adjoint_of_run(size_t top, variable_list& gradients);
+  void give_begun(Step& step, variable_list& grads);
   void end_tangent(Step& step, variable_list& grads);
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
@@ -58,6 +59,7 @@ class Tape {
   size_t made_ = 0;  // the lowest step that has a rule
   edge_list edges_;
   std::vector<int> target_edges_, target_uses_;
+  std::vector<int> side_uses_;  // of each edge, the steps that have a gradient for it
   bool finished_ = false;
   Versions versions_;
   int exponent_ = 0;    // adjoints are carried times 2^exponent

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import gpfast
+from gpfast import cost
 from gpfast.operators import as_on_a_gpu, count_step
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -423,3 +424,62 @@ def test_an_adjoint_is_made_again_in_every_run(name):
         mine = torch.autograd.grad(found, list(critic.parameters()), weights, retain_graph=True)
         for a, b in zip(mine, wanted, strict=True):
             torch.testing.assert_close(a, torch.zeros_like(a) if b is None else b, rtol=1e-9, atol=1e-9)
+
+
+class Repeated(nn.Module):
+    """One layer, used several times between curves."""
+
+    def __init__(self, layer, times):
+        super().__init__()
+        self.layer, self.times = layer, times
+
+    def forward(self, x):
+        for _ in range(self.times):
+            x = self.layer(x).tanh()
+        return x
+
+
+def peak_of(critic, x, engine):
+    def step():
+        critic.zero_grad(set_to_none=True)
+        gpfast.gradient_penalty(critic, x, x.flip(0), alpha=0.3, engine=engine).backward()
+
+    step()
+    critic.zero_grad(set_to_none=True)
+    return cost.measure(step, existing=(critic, x)).peak_bytes
+
+
+SHARED = {
+    "convolution": lambda: (nn.Conv2d(8, 8, 3, padding=1), (2, 8, 3, 3)),
+    "height added": lambda: (nn.Conv1d(8, 8, 3, padding=1), (2, 8, 5)),
+    "transposed": lambda: (nn.ConvTranspose2d(8, 8, 3, padding=1), (2, 8, 3, 3)),
+    "linear": lambda: (nn.Linear(16, 16), (40, 16)),
+}
+
+
+@pytest.mark.parametrize("name", SHARED)
+def test_a_weight_of_several_uses_has_one_gradient(name):
+    layer, shape = SHARED[name]()
+    critic = Repeated(layer.double(), 4)
+    agree(critic, torch.randn(shape, dtype=torch.float64), critic.parameters())
+    x = torch.randn(shape)
+    peaks = [peak_of(Repeated(layer.float(), times), x, "tape") for times in (8, 16)]
+    assert peaks[1] - peaks[0] < 8 * (4 * x.nbytes + layer.weight.nbytes // 2)
+
+
+def test_one_sample_of_a_map_of_scores_is_not_unfolded():
+    critic = nn.Sequential(nn.Conv2d(3, 32, 3), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(32, 1, 3))
+    x = torch.randn(1, 3, 64, 64)
+    raw = {}
+    for engine in ("reference", "tape"):
+
+        def step(engine=engine):
+            gpfast.gradient_penalty(critic, x, x.flip(2), alpha=0.3, engine=engine).backward()
+
+        step()
+        critic.zero_grad(set_to_none=True)
+        raw[engine] = cost.peak_bytes_raw(step)
+        critic.zero_grad(set_to_none=True)
+    assert raw["tape"] < raw["reference"]
+    agree(critic.double(), x.double(), critic.parameters(), rule="convolution")
+    agree_low(lambda dtype: (critic.to(dtype), list(critic.parameters())), x.double(), torch.float32)

@@ -135,6 +135,8 @@ class Convolution final : public Rule {
     return {plain(std::move(below)), as_the_weight(plain(std::move(gradient))), std::move(bias)};
   }
 
+  Values begun() override { return {Tensor(), as_the_weight(plain(std::move(gradient_)))}; }
+
   int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_}); }
 
  private:
@@ -181,8 +183,21 @@ class Convolution final : public Rule {
     return cut;
   }
 
+  // Of one sample ATen asks how large the input is, here the adjoint, and leaves small ones to a kernel of its own, which unfolds
+  // them: of a critic whose scores are a map with one channel, into many times the memory. The backward asks the forward's input.
+  bool unfolds(const Tensor& z) const {
+    constexpr int64_t kSmallSample = 20480;
+    const bool small_kernel = weight_.size(-1) <= 3 || weight_.size(-2) <= 3;
+    return layout_ != Layout::as_it_comes && z.size(0) == 1 && small_kernel && z.numel() <= kSmallSample && elements_ > kSmallSample;
+  }
+
   Tensor data_gradient(const Tensor& z) const {
     const auto& o = options_;
+    if (unfolds(z)) {
+      const auto last = weight_.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
+      const auto format = layout_ == Layout::channels_last ? last : at::MemoryFormat::Contiguous;
+      return std::get<0>(backward(z, at::empty(sizes_, z.options(), format), weight_, {true, false, false}));
+    }
     return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(), o.groups);
   }
 

@@ -104,6 +104,13 @@ class Matmul final : public Rule {
     return out;
   }
 
+  Values begun() override {
+    Values out(place.inputs.size());
+    for (auto& factor : factors_)
+      if (!factor.live && factor.part.defined()) out[factor.input] = as_vector(std::move(factor.part), factor.vector);
+    return out;
+  }
+
   OfRows of_rows() const override {
     const auto &left = factors_[kLeft], &right = factors_[kRight];
     if (!left.live || right.live || live_addend() || place.bent || left.vector >= 0 || right.vector >= 0 || !alpha_.equal(1)) return {};
