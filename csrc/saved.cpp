@@ -19,6 +19,7 @@
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
 #include "nodes/normalize.h"
+#include "nodes/overwrite.h"
 #include "nodes/pool.h"
 #include "nodes/product.h"
 #include "nodes/reduce.h"
@@ -569,7 +570,9 @@ void views(Table& table) {
     const auto& base = node.self_geometry;
     const at::TensorGeometry view(node.size, node.stride,
                                   node.storage_offset.value_or(base.sym_storage_offset()));
-    return is_reshaped(base, view) ? reshape(place) : nullptr;
+    if (is_reshaped(base, view)) return reshape(place);
+    const auto part = Part::of(base, view);
+    return part ? strided(place, *part) : nullptr;
   });
   const auto swapped = [](auto& node, const Place& place) -> Made { return transpose(place, node.dim0, node.dim1); };
   on_strided<TransposeBackward0>(table, swapped);
@@ -645,7 +648,7 @@ const Table& table();
 
 // The view of a fake tensor, or of another one that Python dispatches, is replayed by a function, which no geometry describes in
 // full: a negative view has that of its base. So it is tried on a tensor without data, which nothing watches.
-bool only_reshapes(const torch::autograd::CopySlices& node) {
+bool only_moves(const torch::autograd::CopySlices& node) {
   if (!node.view_fn) return true;
   if (node.base.storage_offset() != 0) return false;
   const c10::impl::ExcludeDispatchKeyGuard unwatched(c10::python_ks);
@@ -656,13 +659,115 @@ bool only_reshapes(const torch::autograd::CopySlices& node) {
   return view.scalar_type() == base.scalar_type() && !view.is_neg() && !view.is_conj();
 }
 
+template <typename... T>
+bool is_any(const Node& node) {
+  return ((typeid(node) == typeid(T)) || ...);
+}
+
+// Zeros, numbers and copies read nothing of the view; other operations have their own rules.
+Made overwritten_part(torch::autograd::CopySlices& node, const Place& place, const Part& part) {
+  const auto inner = place_on_view(place, *node.fn);
+  if (asked(place, 0) && !node.fn->next_edge(0).is_valid()) return nullptr;
+  const bool copies = is_any<torch::autograd::CopyBackwards>(*node.fn);
+  if (copies || is_any<FillBackward0, FillBackward1, FillBackward2, FillBackward3, ZeroBackward0>(*node.fn))
+    return local(*node.fn, inner) ? overwrite(place, of_part(copies ? "copy" : "fill", part)) : nullptr;
+  const auto found = table().find(typeid(*node.fn));
+  if (found == table().end()) return nullptr;
+  auto rule = found->second(*node.fn, inner);
+  return rule ? on_part(place, node.fn, std::move(rule), part) : nullptr;
+}
+
 void overwritten_views(Table& made) {
   on_strided<torch::autograd::CopySlices>(made, [](auto& node, const Place& place) -> Made {
-    if (!node.fn || !is_reshaped(node.base, node.view) || !only_reshapes(node)) return nullptr;
+    if (!node.fn || !only_moves(node)) return nullptr;
+    if (!is_reshaped(node.base, node.view)) {
+      const auto part = Part::of(node.base, node.view);
+      return part ? overwritten_part(node, place, *part) : nullptr;
+    }
     const auto found = table().find(typeid(*node.fn));
     if (found == table().end()) return nullptr;
     auto inner = found->second(*node.fn, place_on_view(place, *node.fn));
     return inner ? on_view(place, node.fn, std::move(inner)) : nullptr;
+  });
+}
+
+// A tensor written into another, out of place or in it: nodes/overwrite.h
+
+template <typename T>
+Made index_put_of(T& node, const Place& place) {
+  if (node.indices_released_) return nullptr;
+  std::vector<at::Tensor> indices;
+  for (const auto& saved : node.indices_) indices.push_back(input(saved));
+  auto how = of_indices(place, indices, node.accumulate);
+  return how ? overwrite(place, std::move(*how)) : nullptr;
+}
+
+// Rows along a dimension; an index that is a number runs alone, and so does what has no dimension.
+bool is_row_index(const Node& node, const at::Tensor& index) {
+  return index.dim() == 1 && !node.input_metadata(0).shape_as_dim_vector().empty();
+}
+
+void indexed_writes(Table& table) {
+  const auto put = [](auto& node, const Place& place) -> Made { return index_put_of(node, place); };
+  on_strided<IndexPutBackward0>(table, put);
+  on_strided<UnsafeIndexPutBackward0>(table, put);
+  on_strided<IndexPutImplBackward0>(table, put);
+  on_strided<IndexCopyBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto index = input(node.index_);
+    input(node.source_);
+    return is_row_index(node, index) ? overwrite(place, of_index_copy(node.dim, index)) : nullptr;
+  });
+  on_strided<IndexAddBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto index = input(node.index_);
+    input(node.source_);
+    return is_row_index(node, index) ? overwrite(place, of_index_add(node.dim, index, node.alpha.toDouble())) : nullptr;
+  });
+  on_strided<IndexFillBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto index = input(node.index_);
+    return is_row_index(node, index) ? overwrite(place, of_index_fill(node.dim, index)) : nullptr;
+  });
+  on_strided<IndexFillBackward1>(table, [](auto& node, const Place& place) -> Made {
+    const auto index = input(node.index_);
+    return is_row_index(node, index) && !asked(place, 1) ? overwrite(place, of_index_fill(node.dim, index)) : nullptr;
+  });
+}
+
+// PyTorch, too, has a derivative only for a source of the index's sizes.
+template <typename T>
+Made scatter_of(T& node, const Place& place, const at::Tensor& index, bool add) {
+  const bool has_source = place.inputs.size() > 1 && asked(place, 1);
+  const bool whole_source = !has_source || index.sizes() == at::IntArrayRef(place.sizes(1));
+  const bool has_dims = index.dim() && !node.input_metadata(0).shape_as_dim_vector().empty();
+  return has_dims && whole_source ? overwrite(place, of_scatter(node.dim, index, add)) : nullptr;
+}
+
+void scatters(Table& table) {
+  const auto over = [](auto& node, const Place& place) -> Made {
+    return scatter_of(node, place, input(node.index_), /*add=*/false);
+  };
+  on_strided<ScatterBackward0>(table, over);
+  on_strided<ScatterBackward1>(table, over);
+  on_strided<ScatterAddBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return scatter_of(node, place, input(node.index_), /*add=*/true);
+  });
+  on_strided<ScatterReduceBackward0>(table, [](auto& node, const Place& place) -> Made {
+    input(node.self_);
+    input(node.src_);
+    result(node.result_, node);
+    return node.reduce == "sum" ? scatter_of(node, place, input(node.index_), node.include_self) : nullptr;
+  });
+  on_strided<MaskedScatterBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto source = integers(node.source_sym_sizes);
+    return overwrite(place, of_mask(input(node.mask_), Sizes(source.begin(), source.end())));
+  });
+  on_strided<SliceScatterBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return overwrite(place, of_slice(node.dim, maybe_integer(node.start), maybe_integer(node.end), integer(node.step)));
+  });
+  on_strided<SelectScatterBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return overwrite(place, of_select(node.dim, integer(node.index)));
+  });
+  on_strided<DiagonalScatterBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return overwrite(place, of_diagonal(node.offset, node.dim1, node.dim2));
   });
 }
 
@@ -695,7 +800,7 @@ void merges(Table& table) {
 }
 
 void shapes(Table& table) {
-  for (auto* add : {&views, &overwritten_views, &slices, &rearrangements, &indexings, &merges}) add(table);
+  for (auto* add : {&views, &slices, &rearrangements, &indexings, &merges, &overwritten_views, &indexed_writes, &scatters}) add(table);
 }
 
 // Pooling and resampling: nodes/pool.h, nodes/resample.h

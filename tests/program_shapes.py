@@ -1,5 +1,7 @@
 """Lines of random critics that move: shapes, merges, resampling, writes in place, and what may stand in between."""
 
+import math
+
 from program_choices import anything, dim, each, planes, rank, ranks_from
 
 
@@ -171,9 +173,71 @@ BETWEEN = each(
     (ranks_from(1), lambda b, v: f"torch.fft.fft({v}).real"),
     (ranks_from(1), lambda b, v: f"(torch.fft.rfft({v}, norm='ortho') + 0.1).abs()"),
     (rank(2), lambda b, v: f"torch.linalg.solve(3 * torch.eye({v.shape[0]}).double() + {v} @ {v}.t(), {v})"),
-    (ranks_from(1), lambda b, v: f"{v}.scatter_add({dim(b, v)}, {v}.argsort(), {b.variable(v.shape)})"),
-    (ranks_from(1), lambda b, v: f"{v}.index_add(0, torch.tensor([0]), {b.variable(v.shape)}[:1], alpha=2)"),
-    (ranks_from(1), lambda b, v: f"{v}.index_fill({dim(b, v)}, torch.tensor([0]), 0.5)"),
+]
+
+
+def rows(b, v, d):
+    """Indices into dimension d, now and then one twice."""
+    return [b.integer(0, v.shape[d] - 1) for _ in range(b.integer(1, 3))]
+
+
+def part_of(b, v, shape):
+    """Of this shape: a parameter, or the beginning of a variable's elements, repeated."""
+    if b.pick(3) == 0:
+        return b.weight(*shape)
+    size = math.prod(shape)
+    other = b.among([v, b.variable()])
+    return f"{other}.flatten().repeat({-(-size // math.prod(other.shape))})[:{size}].view({tuple(shape)})"
+
+
+def scattered(b, v):
+    """A part of v is written to along a dimension."""
+    d = b.integer(0, v.ndim - 1)
+    how = b.among(["slice_scatter", "select_scatter", "index_copy", "index_add", "index_fill", "assigned", "index_put"])
+    shape, size = list(v.shape), v.shape[d]
+    if how == "slice_scatter":
+        start, step = b.integer(0, size - 1), b.integer(1, 2)
+        shape[d] = -(-(size - start) // step)
+        return f"{v}.slice_scatter({part_of(b, v, shape)}, {d}, {start}, {size}, {step})"
+    if how == "select_scatter":
+        return f"{v}.select_scatter({part_of(b, v, shape[:d] + shape[d + 1 :])}, {d}, {b.integer(0, size - 1)})"
+    found = rows(b, v, d)
+    if how == "index_fill":
+        return f"{v}.index_fill({d - v.ndim}, torch.tensor({found}), 0.5)"
+    shape[d] = len(found)
+    index = f"({'slice(None), ' * d}torch.tensor({found}),)"
+    if how == "assigned":
+        part = part_of(b, v, shape if len({*found}) == len(found) else [1])
+        return f"assigned({v}, {index}, {part})"
+    if how == "index_put":
+        indices = "[" + "None, " * d + f"torch.tensor({found})]"
+        return f"torch.ops.aten.index_put({v}, {indices}, {part_of(b, v, shape)}, accumulate=True)"
+    if how == "index_copy" and len({*found}) < len(found):
+        how = "index_add"
+    return f"{v}.{how}({d}, torch.tensor({found}), {part_of(b, v, shape)})"
+
+
+def masked(b, v):
+    mask = f"({v} > {b.among([0, 0.2, -0.3])})"
+    if b.pick(2):
+        return f"{v}.masked_scatter({mask}, {part_of(b, v, v.shape)})"
+    return f"assigned({v}, {mask}, {b.among([f'{v}[{mask}] * 0.5', f'{b.variable()}.mean()', '0.3'])})"
+
+
+def scattered_by_order(b, v):
+    d = dim(b, v)
+    how = b.among(
+        ["scatter({}, {}, {})", "scatter_add({}, {}, {})", "scatter_reduce({}, {}, {}, 'sum', include_self=False)"]
+    )
+    return f"{v}." + how.format(d, f"{v}.argsort({d})", part_of(b, v, v.shape))
+
+
+SCATTERS = [
+    (ranks_from(1), scattered),
+    (ranks_from(1), scattered),
+    (ranks_from(1), masked),
+    (ranks_from(1), scattered_by_order),
+    (ranks_from(2), lambda b, v: f"{v}.diagonal_scatter({b.variable()}.mean().expand({min(v.shape[:2])}), 0, 0, 1)"),
 ]
 
 
@@ -184,7 +248,10 @@ def written(b, v):
         return v
     if kind == 3:
         return sliced(b, v)
-    return f"{v}.{b.among(['transpose(0, -1)', 'flatten(0)', 'select(0, 0)', 'view_as(' + v + ')', 'detach()'])}"
+    views = ["transpose(0, -1)", "flatten(0)", "flatten(0)[1::2]", "select(0, 0)", f"view_as({v})", "detach()"]
+    if v.ndim > 1:
+        views += ["diagonal(0, 0, 1)", "transpose(0, 1)[:1]", "narrow(-1, 0, 1)[1:]"]
+    return f"{v}.{b.among(views)}"
 
 
 def source(b, v):
@@ -228,6 +295,7 @@ IN_PLACE = [
     (anything, lambda b, v: f"F.relu({v} + {b.variable(v.shape)}, inplace=True)"),
     (anything, lambda b, v: f"({v} * {b.weight(1)}).add_({b.variable(v.shape)}).relu_()"),
     (ranks_from(1), lambda b, v: f"{v}.clone()[{':, ' * b.integer(0, v.ndim - 1)}:1].mul_(2)"),
+    (ranks_from(1), lambda b, v: f"assigned({v}, (slice(1),), {source(b, v)})"),
     (ranks_from(2), lambda b, v: f"{v}.index_put_((torch.tensor([0]),), {b.weight(1)})"),
     (ranks_from(2), lambda b, v: f"{v}.transpose_(0, 1)"),
     (ranks_from(1), lambda b, v: f"{v}.unsqueeze_(0)"),

@@ -4,7 +4,7 @@ import math
 import warnings
 
 import torch
-from program_shapes import BETWEEN, IN_PLACE, MERGES, POOLS, SHAPES
+from program_shapes import BETWEEN, IN_PLACE, MERGES, POOLS, SCATTERS, SHAPES
 from program_values import ARITHMETIC, CONVOLUTIONS, NORMS, PIECEWISE, PRODUCTS, REDUCTIONS, SMOOTH
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -22,6 +22,7 @@ FAMILIES = {
     "norms": NORMS,
     "in place": IN_PLACE,
     "merges": MERGES,
+    "scatters": SCATTERS,
     "smooth": SMOOTH,
     "reductions": REDUCTIONS,
     "resampling": POOLS,
@@ -55,6 +56,13 @@ def attend(q, k, v):
         return F.scaled_dot_product_attention(q, k, v)
 
 
+def assigned(value, index, source):
+    """A copy, of which a part was written to."""
+    y = value.clone()
+    y[index] = source
+    return y
+
+
 def twice(function, x):
     """A module called again on its own result."""
     return function(function(x))
@@ -65,8 +73,8 @@ def numbers(index, shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64) / scale
 
 
-NAMESPACE = {"torch": torch, "F": F, "Cube": Cube, "quiet": quiet, "attend": attend, "twice": twice}
-NAMESPACE["checkpoint"] = checkpoint
+NAMESPACE = {"torch": torch, "F": F, "Cube": Cube, "quiet": quiet, "attend": attend}
+NAMESPACE |= {"twice": twice, "assigned": assigned, "checkpoint": checkpoint}
 
 
 class Program:

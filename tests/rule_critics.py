@@ -58,6 +58,20 @@ def attends(parts, x):
     return F.scaled_dot_product_attention(h, h, h)
 
 
+def written(parts, x):
+    h = parts["one"](x)
+    rows = torch.arange(3, device=x.device) % 2
+    h[:, 4:] = h[:, :4].tanh()
+    h[:, 0] += h[:, 5]
+    h[:, :, rows[1:]] = h[:, :, rows[:2]] * 0.5
+    h.diagonal(0, 2, 3).mul_(2)
+    h[h > 1] = 0.5
+    h = h.index_add(1, rows, h[:, :3].sin()).slice_scatter(h[:, :2], 1, 2, 4)
+    h = h.scatter_add(1, h.argsort(1), h * h).index_copy(3, rows[:2], h[..., :2])
+    F.leaky_relu_(h[:, 1:3], 0.2)
+    return h
+
+
 def critics():
     """{name: critic of (B, 8, 8, 8)}."""
     one = convolution
@@ -71,7 +85,8 @@ def critics():
     found |= {type(p).__name__ + str(i): chain(one(), p, nn.Tanh(), nn.LazyConv2d(8, 3)) for i, p in enumerate(pools)}
     found["transposed"] = chain(one(), nn.ConvTranspose2d(8, 8, 4, 2, 1), nn.SiLU(), one(groups=2))
     found["in place"] = chain(one(), nn.LeakyReLU(0.2, True), one(), nn.ELU(inplace=True), one())
-    for name, function in {"shapes": shaped, "reductions": reduced, "products": products, "attention": attends}.items():
+    functions = {"shapes": shaped, "reductions": reduced, "products": products, "attention": attends, "writes": written}
+    for name, function in functions.items():
         found[name] = Critic(function, one=one())
     with torch.no_grad():
         for critic in found.values():

@@ -80,6 +80,11 @@ MOVES = {
     "select": (lambda h: h[:, 1], (2, 4, 3), "select"),
     "select from the end": (lambda h: h[..., -1], (2, 4, 3), "select"),
     "select the only one": (lambda h: h[:, 0], (2, 1, 3), "select"),
+    "as_strided": (lambda h: h.as_strided((2, 2), (10, 2), 1), (2, 4, 5), "slice"),
+    "as_strided across dimensions": (lambda h: h.as_strided((2, 3), (20, 6), 3), (2, 4, 5), "slice"),
+    "as_strided in another order": (lambda h: h.as_strided((5, 4, 2), (1, 5, 20)), (2, 4, 5), "slice"),
+    "as_strided of one element": (lambda h: h.as_strided((), (), 7), (2, 4), "slice"),
+    "as_strided of a slice": (lambda h: h[:, 1:].as_strided((2, 2), (10, 2), 6), (2, 4, 5), "slice"),
     "diagonal": (lambda h: h.diagonal(1, -1, -2), (2, 4, 5), "diagonal"),
     "diag": (lambda h: torch.diag(h, -1), (4, 4), "diagonal"),
     "unfold": (lambda h: h.unfold(1, 3, 2), (2, 7, 3), "unfold"),
@@ -211,7 +216,7 @@ def test_what_is_left_alone():
     x, w = random(3, 4), random(3, 4, seed=1, parameter=True)
     masked = lambda x: (x * w).tanh().masked_select(torch.ones(3, 4) > 0)  # noqa: E731
     agree(masked, x, [w], alone="MaskedSelectBackward0")
-    agree(lambda x: (x * w).tanh().as_strided((2, 2), (4, 1)), x, [w], alone="AsStridedBackward0")
+    agree(lambda x: (x * w).tanh().as_strided((2, 2), (1, 1)), x, [w], alone="AsStridedBackward0")
 
 
 def test_complex_and_sparse_values_are_left_alone():

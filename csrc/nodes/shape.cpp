@@ -7,8 +7,6 @@
 #include <ATen/ops/gather.h>
 #include <ATen/ops/index.h>
 #include <ATen/ops/index_select.h>
-#include <ATen/ops/nonzero.h>
-#include <ATen/ops/nonzero_static.h>
 #include <ATen/ops/select_backward.h>
 #include <ATen/ops/slice_backward.h>
 #include <ATen/ops/take.h>
@@ -18,6 +16,7 @@
 
 #include <algorithm>
 
+#include "nodes/indices.h"
 #include "ops/relayout.h"
 
 namespace gpfast {
@@ -209,6 +208,12 @@ std::unique_ptr<Rule> diagonal(const Place& place, int64_t offset, int64_t dim1,
       [offset, dim1, dim2](const Tensor& z) { return z.diagonal(offset, dim1, dim2); });
 }
 
+std::unique_ptr<Rule> strided(const Place& place, const Part& view) {
+  const auto back = [view](const Tensor& z) { return view.whole_of(z); };
+  if (view.in_any_layout()) return part(place, "slice", back, [view](const Tensor& z) { return view.in(z); });
+  return linear(place, "slice", back, [view](const Tensor& z) { return view.in(view.laid(z)); });
+}
+
 std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step) {
   return linear(
       place, "unfold",
@@ -244,35 +249,19 @@ std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper)
   return linear(place, "triangle", cut, cut);
 }
 
-std::unique_ptr<Rule> index(const Place& place, std::vector<Tensor> indices) {
+std::unique_ptr<Rule> index(const Place& place, const std::vector<Tensor>& indices) {
   size_t given = 0, first = 0;
   for (size_t i = 0; i < indices.size(); ++i)
     if (indices[i].defined() && !given++) first = i;
-  c10::List<std::optional<Tensor>> list;
-  int64_t kept = 0;
-  const auto add = [&, device = place.node->input_metadata(0).device()](Tensor one) {
-    if (one.defined() && one.device() != device) one = one.to(device);
-    kept += bytes_of({one});
-    list.push_back(std::move(one));
-  };
-  for (auto& one : indices) {
-    if (one.defined() && one.scalar_type() == at::kByte) return nullptr;  // booleans of old, with a warning in each sweep
-    if (!one.defined() || one.scalar_type() != at::kBool) {
-      add(std::move(one));
-      continue;
-    }
-    if (!one.dim()) return nullptr;
-    // Once for all sweeps. Alone, its length is read off the output, without waiting for the device.
-    const auto places = given == 1 ? at::nonzero_static(one, output_sizes(place)[first]) : at::nonzero(one);
-    for (auto& column : places.unbind(1)) add(std::move(column));
-  }
+  const auto places = as_places(place, indices, given == 1 ? std::optional(output_sizes(place)[first]) : std::nullopt);
+  if (!places) return nullptr;
   return linear(
       place, "index",
-      [in = place.sizes(0), list](const Tensor& z) {
+      [in = place.sizes(0), list = *places](const Tensor& z) {
         auto into = at::zeros(in, z.options());
         return at::_index_put_impl_(into, list, z, /*accumulate=*/true, /*unsafe=*/true);
       },
-      [list](const Tensor& z) { return at::index(z, list); }, kept);
+      [list = *places](const Tensor& z) { return at::index(z, list); }, bytes_of(*places));
 }
 
 std::unique_ptr<Rule> index_select(const Place& place, int64_t dim, Tensor index) {

@@ -3,6 +3,7 @@
 #include <optional>
 #include <vector>
 
+#include "nodes/part.h"
 #include "rule.h"
 
 namespace gpfast {
@@ -23,12 +24,14 @@ std::unique_ptr<Rule> slice(const Place& place, int64_t dim, std::optional<int64
                             int64_t step);
 std::unique_ptr<Rule> select(const Place& place, int64_t dim, int64_t index);
 std::unique_ptr<Rule> diagonal(const Place& place, int64_t offset, int64_t dim1, int64_t dim2);
+// as_strided, whose view is a part without overlaps.
+std::unique_ptr<Rule> strided(const Place& place, const Part& view);
 std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step);
 std::unique_ptr<Rule> constant_pad(const Place& place, std::vector<int64_t> pad);
 std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper);
 
 // indices: undefined for a whole dimension; of integers, or of booleans as long as the dimensions that it indexes.
-std::unique_ptr<Rule> index(const Place& place, std::vector<at::Tensor> indices);
+std::unique_ptr<Rule> index(const Place& place, const std::vector<at::Tensor>& indices);
 std::unique_ptr<Rule> index_select(const Place& place, int64_t dim, at::Tensor index);
 std::unique_ptr<Rule> gather(const Place& place, int64_t dim, at::Tensor index);
 std::unique_ptr<Rule> take(const Place& place, at::Tensor index);
