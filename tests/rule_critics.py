@@ -65,7 +65,7 @@ def written(parts, x):
     h[:, 0] += h[:, 5]
     h[:, :, rows[1:]] = h[:, :, rows[:2]] * 0.5
     h.diagonal(0, 2, 3).mul_(2)
-    h[h > 1] = 0.5
+    h[:, 2:].masked_fill_(h[:, 2:] > 1, 0.5)
     h = h.index_add(1, rows, h[:, :3].sin()).slice_scatter(h[:, :2], 1, 2, 4)
     h = h.scatter_add(1, h.argsort(1), h * h).index_copy(3, rows[:2], h[..., :2])
     F.leaky_relu_(h[:, 1:3], 0.2)
