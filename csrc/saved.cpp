@@ -800,7 +800,8 @@ void merges(Table& table) {
 }
 
 void shapes(Table& table) {
-  for (auto* add : {&views, &slices, &rearrangements, &indexings, &merges, &overwritten_views, &indexed_writes, &scatters}) add(table);
+  for (auto* add : {&views, &slices, &rearrangements, &indexings, &merges}) add(table);
+  for (auto* add : {&overwritten_views, &indexed_writes, &scatters}) add(table);
 }
 
 // Pooling and resampling: nodes/pool.h, nodes/resample.h

@@ -214,6 +214,9 @@ def over_rows(y, s, w):
 
 ASSIGNMENTS = {
     "a constant": lambda y, s, w: put(y, (slice(None), slice(2)), torch.ones(2, 5).double()),
+    "all of it, transposed": lambda y, s, w: y.transpose(0, 2).mul_(s.transpose(0, 2)),
+    "all of it, by broadcasting": lambda y, s, w: put(y.transpose(0, 2), slice(None), s[:, 0, 0]),
+    "all of it, by one": lambda y, s, w: put(y.permute(1, 0, 2), slice(None), s[0, 0, 0]),
     "a number": lambda y, s, w: put(y, (slice(None), slice(2)), 0.5),
     "a parameter": lambda y, s, w: put(y, (slice(None), slice(2)), w[:2]),
     "a value that is broadcast": lambda y, s, w: put(y, (slice(None), slice(2)), s[:, :1]),

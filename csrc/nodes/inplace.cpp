@@ -99,8 +99,8 @@ class OnPart final : public Rule {
   int64_t kept() const override { return inner_->kept(); }
 
  private:
-  // Leaves the view in the place of its base, which it returns. A base that will be written to shares nothing with what the inner
-  // rule is given, and may hold or hand on.
+  // Leaves the view in the place of its base, and returns the base where something of it will be left. One that will be written to
+  // shares nothing with what the inner rule is given, and may hold or hand on.
   Tensor taken_apart(Values& values, bool written) const {
     Tensor whole = std::move(values[0]);
     if (!whole.defined()) return whole;
@@ -108,16 +108,16 @@ class OnPart final : public Rule {
     if (written && !part_.all())
       for (auto& other : values)
         if (other.defined() && other.storage().is_alias_of(whole.storage()) && other.numel() < whole.numel()) other = other.clone();
-    const bool apart = written && ours(whole);
+    const bool mine = ours(whole);
     values[0] = part_.in(whole);
-    if (apart) values[0] = values[0].clone();
+    if (!written || part_.all()) return {};
+    if (mine) values[0] = values[0].clone();
     return whole;
   }
 
   // The base, which is changed where it is ours, with the view's new value: zero where that is undefined.
   Tensor put_back(Tensor whole, Tensor part) const {
-    if (!whole.defined() || (part_.all() && part.defined())) return part.defined() ? part_.whole_of(part) : whole;
-    if (part_.all()) return {};
+    if (!whole.defined()) return part.defined() ? part_.whole_of(part) : whole;
     if (!ours(whole)) whole = whole.clone();
     if (part.defined()) part_.in(whole).copy_(part);
     else part_.in(whole).zero_();

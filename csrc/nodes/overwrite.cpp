@@ -114,7 +114,11 @@ Overwrite of_one_mask(const Tensor& mask, IndexList list, int64_t first, bool ad
       whole.masked_fill_(mask.reshape(sizes), 0);
     };
   }
-  how.write = [list, add](const Tensor& whole, const Tensor& source) {
+  how.write = [mask, list, add](const Tensor& whole, const Tensor& source) {
+    if (!add && mask.dim() == whole.dim() && source.dim() == 1 && source.numel() > 1) {
+      whole.masked_scatter_(mask, source);
+      return;
+    }
     Tensor into = whole;
     at::_index_put_impl_(into, list, source, /*accumulate=*/add, /*unsafe=*/true);
   };

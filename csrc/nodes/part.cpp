@@ -103,6 +103,11 @@ at::Tensor Part::in(const at::Tensor& whole) const {
 
 at::Tensor Part::whole_of(const at::Tensor& part) const {
   Sizes strides = base_strides_;
+  if (all_ && in_any_layout_ && part.sizes() == at::IntArrayRef(view_sizes_)) {
+    for (size_t v = 0; v < of_dims_.size(); ++v)
+      if (of_dims_[v].dim >= 0) strides[of_dims_[v].dim] = part.stride(static_cast<int64_t>(v));
+    return viewed(part, base_sizes_, strides, part.storage_offset());
+  }
   if (extent(base_sizes_, base_strides_) != c10::multiply_integers(base_sizes_)) {  // gaps
     int64_t next = 1;
     for (size_t d = strides.size(); d-- > 0; next *= base_sizes_[d]) strides[d] = next;

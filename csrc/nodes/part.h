@@ -20,7 +20,7 @@ class Part {
   // The tensor, in a layout that it can be had of: itself, or a copy.
   at::Tensor laid(at::Tensor whole) const;
   at::Tensor in(const at::Tensor& whole) const;
-  // With no more than the part: zeros elsewhere.
+  // With no more than the part, which may have to be broadcast: zeros elsewhere. A view where there is nothing else.
   at::Tensor whole_of(const at::Tensor& part) const;
 
  private:

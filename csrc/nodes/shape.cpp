@@ -7,6 +7,7 @@
 #include <ATen/ops/gather.h>
 #include <ATen/ops/index.h>
 #include <ATen/ops/index_select.h>
+#include <ATen/ops/masked_select.h>
 #include <ATen/ops/select_backward.h>
 #include <ATen/ops/slice_backward.h>
 #include <ATen/ops/take.h>
@@ -249,10 +250,29 @@ std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper)
   return linear(place, "triangle", cut, cut);
 }
 
+namespace {
+
+// On the CPU: elsewhere the number of its elements would be waited for in each sweep.
+bool is_mask_of_all(const Place& place, const Tensor& mask) {
+  const bool local = mask.is_cpu() && place.node->input_metadata(0).device().is_cpu();
+  return local && mask.scalar_type() == at::kBool && mask.dim() && mask.sizes() == at::IntArrayRef(place.sizes(0));
+}
+
+// A byte an element, where indices take eight for each dimension.
+std::unique_ptr<Rule> masked(const Place& place, const Tensor& mask) {
+  return linear(
+      place, "index",
+      [in = place.sizes(0), mask](const Tensor& z) { return at::zeros(in, z.options()).masked_scatter_(mask, z); },
+      [mask](const Tensor& z) { return at::masked_select(z, mask); }, bytes_of({mask}));
+}
+
+}  // namespace
+
 std::unique_ptr<Rule> index(const Place& place, const std::vector<Tensor>& indices) {
   size_t given = 0, first = 0;
   for (size_t i = 0; i < indices.size(); ++i)
     if (indices[i].defined() && !given++) first = i;
+  if (given == 1 && is_mask_of_all(place, indices[first])) return masked(place, indices[first]);
   const auto places = as_places(place, indices, given == 1 ? std::optional(output_sizes(place)[first]) : std::nullopt);
   if (!places) return nullptr;
   return linear(
