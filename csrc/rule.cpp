@@ -4,6 +4,7 @@
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/real.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
@@ -127,9 +128,16 @@ at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
   return at::empty_like(like, tensor.options()).copy_(tensor);
 }
 
+at::Tensor cast(at::Tensor tensor, at::ScalarType dtype) {
+  if (tensor.scalar_type() == dtype) return tensor;
+  if (!tensor.is_complex() || at::isComplexType(dtype)) return tensor.to(dtype);
+  return at::real(tensor).to(dtype, /*non_blocking=*/false, /*copy=*/true);
+}
+
 at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype) {
+  if (tensor.is_complex() && !at::isComplexType(dtype)) tensor = cast(std::move(tensor), at::toRealValueType(tensor.scalar_type()));
   if (tensor.sizes() != sizes) tensor = at::sum_to(std::move(tensor), sizes);
-  return tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
+  return cast(std::move(tensor), dtype);
 }
 
 }  // namespace gpfast

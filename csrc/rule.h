@@ -135,6 +135,8 @@ int64_t set_worth_passes(int64_t bytes);
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
 // In the dense layout of `like`, which has the same sizes: no copy where it is already.
 at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like);
+// To the dtype; of a complex value to a real one, its real part.
+at::Tensor cast(at::Tensor tensor, at::ScalarType dtype);
 // Summed over the dimensions that broadcasting added or stretched, to `sizes`, and cast.
 at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype);
 

@@ -12,6 +12,7 @@
 
 #include "nodes/activation.h"
 #include "nodes/arithmetic.h"
+#include "nodes/complex.h"
 #include "nodes/convolution.h"
 #include "nodes/dropout.h"
 #include "nodes/gate.h"
@@ -26,6 +27,7 @@
 #include "nodes/resample.h"
 #include "nodes/shape.h"
 #include "nodes/softmax.h"
+#include "nodes/spectral.h"
 
 namespace gpfast {
 namespace {
@@ -71,18 +73,32 @@ void on(Table& table, F) {
 
 // Linear maps, and with them attention: nodes/matmul.h
 
-// Real and strided wherever something is to be computed: complex and sparse products run alone.
-bool plain(const Node& node, const Place& place) {
+// Strided, of real numbers or of complex ones in single or double precision.
+bool is_dense(const torch::autograd::InputMetadata& value) {
+  return value.layout() == at::kStrided && c10::typeMetaToScalarType(value.dtype()) != at::kComplexHalf;
+}
+bool is_complex(const torch::autograd::InputMetadata& value) {
+  return at::isComplexType(c10::typeMetaToScalarType(value.dtype()));
+}
+
+// Wherever something is to be computed: sparse products run alone.
+bool dense(const Node& node, const Place& place) {
   for (size_t i = 0; i < place.inputs.size(); ++i) {
     if (!place.live(i) && !place.wanted(i)) continue;
     const auto& edge = node.next_edge(i);
-    if (edge.function->input_metadata(edge.input_nr).layout() != at::kStrided || at::isComplexType(place.dtype(i))) return false;
+    if (!is_dense(edge.function->input_metadata(edge.input_nr))) return false;
   }
-  return true;
+  return is_dense(node.input_metadata(0));
+}
+// Real besides.
+bool plain(const Node& node, const Place& place) {
+  for (size_t i = 0; i < place.inputs.size(); ++i)
+    if ((place.live(i) || place.wanted(i)) && at::isComplexType(place.dtype(i))) return false;
+  return dense(node, place) && !is_complex(node.input_metadata(0));
 }
 
 Made product_of(Node& node, const Place& place, const SavedVariable& left, const SavedVariable& right, Product product) {
-  if (!plain(node, place)) return nullptr;
+  if (!dense(node, place) || product.alpha.isComplex() || product.beta.isComplex()) return nullptr;
   product.left.value = input(left);
   product.right.value = input(right);
   const auto sparse = [](const at::Tensor& value) { return value.defined() && value.layout() != at::kStrided; };
@@ -112,7 +128,8 @@ void linear_maps(Table& table) {
   on<DotBackward0>(table, [](auto& node, const Place& place) {
     return product_of(node, place, node.self_, node.tensor_, {{.input = 0, .vector = 0}, {.input = 1, .vector = 1}});
   });
-  on<VdotBackward0>(table, [](auto& node, const Place& place) {
+  on<VdotBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (!plain(node, place)) return nullptr;  // the conjugate of one of them
     return product_of(node, place, node.self_, node.other_, {{.input = 0, .vector = 0}, {.input = 1, .vector = 1}});
   });
   on<AddrBackward0>(table, [](auto& node, const Place& place) {
@@ -169,7 +186,10 @@ void slopes(Table& table) {
   on<PreluKernelBackward0>(table, [](auto& node, const Place& place) -> Made {
     return prelu_rule(place, input(node.self_), input(node.weight_));
   });
-  on<AbsBackward0>(table, [](auto& node, const Place& place) -> Made { return abs_rule(place, input(node.self_)); });
+  on<AbsBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (plain(node, place)) return abs_rule(place, input(node.self_));
+    return dense(node, place) && place.only(0b1) ? modulus(place, input(node.self_)) : nullptr;
+  });
 }
 
 // Flat inside an interval, or outside.
@@ -358,7 +378,7 @@ void normalizations(Table& table) {
 
 bool asked(const Place& place, size_t i) { return place.live(i) || place.wanted(i); }
 
-// Besides, the result is real and strided, and all is on one device.
+// Besides, all is on one device.
 bool local(const Node& node, const Place& place) {
   const auto& out = node.input_metadata(0);
   for (size_t i = 0; i < place.inputs.size(); ++i) {
@@ -366,12 +386,30 @@ bool local(const Node& node, const Place& place) {
     const auto& edge = node.next_edge(i);
     if (edge.function->input_metadata(edge.input_nr).device() != out.device()) return false;
   }
-  return plain(node, place) && out.layout() == at::kStrided && !at::isComplexType(c10::typeMetaToScalarType(out.dtype()));
+  return dense(node, place);
 }
 
+// Of real or of complex values.
+template <typename T, typename F>
+void on_field(Table& table, F) {
+  on<T>(table, [](auto& node, const Place& place) -> Made { return local(node, place) ? F{}(node, place) : nullptr; });
+}
 template <typename T, typename F>
 void on_local(Table& table, F) {
-  on<T>(table, [](auto& node, const Place& place) -> Made { return local(node, place) ? F{}(node, place) : nullptr; });
+  on<T>(table, [](auto& node, const Place& place) -> Made {
+    return local(node, place) && plain(node, place) ? F{}(node, place) : nullptr;
+  });
+}
+
+// Which adjoints meet the conjugate of.
+bool is_imaginary(const at::Scalar& factor) { return factor.isComplex() && factor.toComplexDouble().imag() != 0; }
+Made linear_of(const Place& place, const char* name, const at::Scalar& first, const at::Scalar& second) {
+  if (is_imaginary(first) || is_imaginary(second)) return nullptr;
+  return combination(place, name, {first.toDouble(), second.toDouble()});
+}
+Made scaling(const Place& place, const at::Scalar& factor) {
+  if (is_imaginary(factor)) return rotation(place, factor.toComplexDouble());
+  return combination(place, "scale", {factor.toDouble()});
 }
 
 // What the node reads for the gradients of these inputs.
@@ -389,58 +427,59 @@ Made quotient_of(T& node, const Place& place) {
 
 void linear_arithmetic(Table& table) {
   const auto pass = [](auto&, const Place& place) -> Made { return combination(place, "pass", {1}); };
-  on_local<AliasBackward0>(table, pass);
-  on_local<CloneBackward0>(table, pass);
-  on_local<ToCopyBackward0>(table, pass);
-  on_local<torch::autograd::CopyBackwards>(
+  on_field<AliasBackward0>(table, pass);
+  on_field<CloneBackward0>(table, pass);
+  on_field<ToCopyBackward0>(table, pass);
+  on_field<torch::autograd::CopyBackwards>(
       table, [](auto&, const Place& place) -> Made { return combination(place, "copy", {0, 1}); });
-  on_local<AddBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "add", {1, node.alpha.toDouble()});
+  on_field<AddBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return linear_of(place, "add", 1, node.alpha);
   });
-  on_local<AddBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "add", {1}); });
-  on_local<SubBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "sub", {1, -node.alpha.toDouble()});
+  on_field<AddBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "add", {1}); });
+  on_field<SubBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return linear_of(place, "sub", 1, -node.alpha);
   });
-  on_local<SubBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "sub", {1}); });
-  on_local<RsubBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "sub", {-node.alpha.toDouble(), 1});
+  on_field<SubBackward1>(table, [](auto&, const Place& place) -> Made { return combination(place, "sub", {1}); });
+  on_field<RsubBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return linear_of(place, "sub", -node.alpha, 1);
   });
-  on_local<RsubBackward1>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "sub", {-node.alpha.toDouble()});
+  on_field<RsubBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return is_imaginary(node.alpha) ? nullptr : combination(place, "sub", {-node.alpha.toDouble()});
   });
-  on_local<NegBackward0>(table, [](auto&, const Place& place) -> Made { return combination(place, "scale", {-1}); });
-  on_local<MulBackward1>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "scale", {node.other.toDouble()});
+  on_field<NegBackward0>(table, [](auto&, const Place& place) -> Made { return combination(place, "scale", {-1}); });
+  on_field<MulBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return scaling(place, node.other);
   });
-  on_local<DivBackward1>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "scale", {1 / node.other.toDouble()});
+  on_field<DivBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return scaling(place, is_imaginary(node.other) ? at::Scalar(1. / node.other.toComplexDouble()) : 1 / node.other.toDouble());
   });
-  on_local<LerpBackward0>(table, [](auto& node, const Place& place) -> Made {
-    return combination(place, "lerp", {1 - node.weight.toDouble(), node.weight.toDouble()});
+  on_field<LerpBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return is_imaginary(node.weight) ? nullptr
+                                     : combination(place, "lerp", {1 - node.weight.toDouble(), node.weight.toDouble()});
   });
 }
 
 void products(Table& table) {
-  on_local<MulBackward0>(table, [](auto& node, const Place& place) -> Made {
+  on_field<MulBackward0>(table, [](auto& node, const Place& place) -> Made {
     auto self = read_for({1}, node.self_, place);
     auto other = read_for({0}, node.other_, place);
     if (place.only(0b11) && node.next_edge(0) == node.next_edge(1)) return square(place, std::move(self));
     return product(place, std::move(self), std::move(other));
   });
-  on_local<DivBackward0>(table, [](auto& node, const Place& place) -> Made { return quotient_of(node, place); });
-  on_local<DivBackward2>(table, [](auto& node, const Place& place) -> Made {
+  on_field<DivBackward0>(table, [](auto& node, const Place& place) -> Made { return quotient_of(node, place); });
+  on_field<DivBackward2>(table, [](auto& node, const Place& place) -> Made {
     return node.rounding_mode ? nullptr : quotient_of(node, place);
   });
 }
 
 void selections(Table& table) {
-  on_local<WhereBackward0>(table, [](auto& node, const Place& place) -> Made {
+  on_field<WhereBackward0>(table, [](auto& node, const Place& place) -> Made {
     return selection(place, "where", input(node.condition_).to(at::kBool), 0, 1);
   });
-  on_local<MaskedFillBackward0>(table, [](auto& node, const Place& place) -> Made {
+  on_field<MaskedFillBackward0>(table, [](auto& node, const Place& place) -> Made {
     return selection(place, "masked_fill", input(node.mask_).to(at::kBool), 1, 0);
   });
-  on_local<MaskedFillBackward1>(table, [](auto& node, const Place& place) -> Made {
+  on_field<MaskedFillBackward1>(table, [](auto& node, const Place& place) -> Made {
     return selection(place, "masked_fill", input(node.mask_).to(at::kBool), 1, 0);
   });
   on_local<MaximumBackward0>(table, [](auto& node, const Place& place) -> Made {
@@ -452,12 +491,12 @@ void selections(Table& table) {
 }
 
 void linear_reductions(Table& table) {
-  on_local<SumBackward0>(table, [](auto&, const Place& place) -> Made { return sum(place, {}); });
-  on_local<SumBackward1>(table, [](auto& node, const Place& place) -> Made {
+  on_field<SumBackward0>(table, [](auto&, const Place& place) -> Made { return sum(place, {}); });
+  on_field<SumBackward1>(table, [](auto& node, const Place& place) -> Made {
     return sum(place, {node.dim.list.value_or(Ints()), node.keepdim});
   });
-  on_local<MeanBackward0>(table, [](auto&, const Place& place) -> Made { return mean(place, {}); });
-  on_local<MeanBackward1>(table, [](auto& node, const Place& place) -> Made {
+  on_field<MeanBackward0>(table, [](auto&, const Place& place) -> Made { return mean(place, {}); });
+  on_field<MeanBackward1>(table, [](auto& node, const Place& place) -> Made {
     return mean(place, {node.dim.list.value_or(Ints()), node.keepdim});
   });
   const auto by_value = [](auto& node, const Place& place) -> Made {
@@ -528,17 +567,17 @@ void arithmetic_and_reductions(Table& table) {
 
 // Shapes: nodes/shape.h, nodes/merge.h
 
-bool is_strided(const torch::autograd::InputMetadata& value) {
-  return value.layout() == at::kStrided && c10::isFloatingType(c10::typeMetaToScalarType(value.dtype()));
-}
-
-// For real, strided values: not for sparse ones, nor complex.
+// For strided values: not for sparse ones. All of them real, or all complex.
 template <typename T, typename F>
 void on_strided(Table& table, F) {
   on<T>(table, [](auto& node, const Place& place) -> Made {
-    bool strided = is_strided(node.input_metadata(0));
-    for (const auto& edge : node.next_edges())
-      strided = strided && (!edge.is_valid() || is_strided(edge.function->input_metadata(edge.input_nr)));
+    const auto& out = node.input_metadata(0);
+    bool strided = is_dense(out);
+    for (const auto& edge : node.next_edges()) {
+      if (!edge.is_valid()) continue;
+      const auto& value = edge.function->input_metadata(edge.input_nr);
+      strided = strided && is_dense(value) && is_complex(value) == is_complex(out);
+    }
     return strided ? F{}(node, place) : nullptr;
   });
 }
@@ -597,6 +636,9 @@ void slices(Table& table) {
   on_strided<DiagonalBackward0_copy>(table, diagonals);
   on_strided<UnfoldBackward0>(table, [](auto& node, const Place& place) -> Made {
     return unfold(place, node.dimension, node.size, node.step);
+  });
+  on_strided<UnfoldBackwardBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return overlap_add(place, node.dim, node.size, node.step);
   });
   on_strided<ConstantPadNdBackward0>(table, [](auto& node, const Place& place) -> Made {
     return constant_pad(place, integers(node.pad));
@@ -945,10 +987,50 @@ void pools(Table& table) {
   rearranging(table);
 }
 
+// Complex values and spectra: nodes/complex.h, nodes/spectral.h
+
+template <typename T>
+void conjugating(Table& table) {
+  on_field<T>(table, [](auto&, const Place& place) -> Made {
+    return is_complex(place.node->input_metadata(0)) ? conjugation(place) : combination(place, "pass", {1});
+  });
+}
+
+void complex_values(Table& table) {
+  on_field<ViewAsRealBackward0>(table, [](auto&, const Place& place) -> Made { return view_as_real(place); });
+  on_field<ViewAsComplexBackward0>(table, [](auto&, const Place& place) -> Made { return view_as_complex(place); });
+  on_field<ComplexBackward0>(table, [](auto& node, const Place& place) -> Made {
+    read_for({0, 1}, node.real_, place);
+    read_for({0, 1}, node.imag_, place);
+    return complex_of_parts(place);
+  });
+  conjugating<ConjBackward0>(table);
+  conjugating<ConjPhysicalBackward0>(table);
+  conjugating<ConjPhysicalBackward1>(table);
+  on_field<NegViewBackward0>(table, [](auto&, const Place& place) -> Made { return combination(place, "scale", {-1}); });
+  on_field<AngleBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return plain(node, place) ? nullptr : angle(place, input(node.self_));
+  });
+}
+
+void spectra(Table& table) {
+  on_field<FftR2CBackward0>(table, [](auto& node, const Place& place) -> Made {
+    input(node.self_);
+    return real_to_complex(place, {node.dim, node.normalization}, node.onesided);
+  });
+  on_field<FftC2RBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return complex_to_real(place, {node.dim, node.normalization});
+  });
+  on_field<FftC2CBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return complex_to_complex(place, {integers(node.dim), node.normalization}, node.forward);
+  });
+}
+
 const Table& table() {
   static const Table made = [] {
     Table all;
-    for (auto* add : {&linear_maps, &convolutions, &activations, &normalizations, &arithmetic_and_reductions, &shapes, &pools})
+    for (auto* add : {&linear_maps, &convolutions, &activations, &normalizations, &arithmetic_and_reductions, &shapes, &pools,
+                      &complex_values, &spectra})
       add(all);
     return all;
   }();

@@ -119,6 +119,10 @@ def agree(function, x, parameters=(), *, rule=None, alone=None, tolerance=1e-10)
     return done
 
 
+def in_double(gradient):
+    return gradient.to(torch.complex128 if gradient.is_complex() else torch.float64)
+
+
 def agree_low(make, x, dtype, *, draws=3):
     """||ours - fp64|| <= 1.5 ||eager - fp64|| + 4 eps ||fp64|| for each gradient, over a few draws of the data.
 
@@ -135,6 +139,6 @@ def agree_low(make, x, dtype, *, draws=3):
     for i, first in enumerate(sides["fp64"][0]):
         if first is None:
             continue
-        exact, eager, ours = (torch.stack([draw[i].double() for draw in sides[side]]) for side in sides)
+        exact, eager, ours = (torch.stack([in_double(draw[i]) for draw in sides[side]]) for side in sides)
         allowed = 1.5 * (eager - exact).norm() + 4 * torch.finfo(dtype).eps * exact.norm()
         assert (ours - exact).norm() <= allowed, f"gradient {i}: {(ours - exact).norm():.3g} > {allowed:.3g}"

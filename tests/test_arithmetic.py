@@ -310,14 +310,6 @@ def test_what_reaches_no_score():
     everywhere(lambda h: torch.lerp(h, h.exp(), 0.0), numbers(*SIZES), rule="lerp")
 
 
-def test_complex_values_run_alone():
-    def function(x):
-        z = torch.complex(x, x.sin())
-        return (z * z + z).real
-
-    agree(function, numbers(*SIZES), alone="MulBackward0")
-
-
 def test_rounding_divisions_run_alone():
     agree(lambda x: torch.div(x, 0.3, rounding_mode="floor") + x * x, numbers(*SIZES), alone="DivBackward2")
 

@@ -198,15 +198,6 @@ def test_layer_input_that_is_overwritten_later(activation):
     agree(function, points(6, 3), [first], rule="linear")
 
 
-def test_complex_products_run_alone():
-    weight = parameter(3, 3)
-
-    def function(x):
-        return torch.view_as_real(torch.complex(x, x.sin()) @ torch.complex(weight, weight.cos())).sum(-1)
-
-    agree(function, points(4, 3), [weight], alone="MmBackward0")
-
-
 def test_bilinear_runs_alone():
     module = nn.Bilinear(3, 3, 2).double()
     agree(lambda x: module(x, x.sin()), points(4, 3), list(module.parameters()), alone="TrilinearBackward0")

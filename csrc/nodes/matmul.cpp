@@ -7,6 +7,8 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
 
+#include "nodes/values.h"
+
 namespace gpfast {
 namespace {
 
@@ -69,7 +71,7 @@ class Matmul final : public Rule {
     const Tensor a = output_as_matrix(std::move(values[0]));
     for (const int side : kSides) {
       const auto& factor = factors_[side];
-      if (factor.live) out[factor.input] = as_vector(gradient(side, a, other(side).value, {}), factor.vector);
+      if (factor.live) out[factor.input] = as_vector(gradient(side, a, conjugate(other(side).value), {}), factor.vector);
       if (meets_tangent(side)) a_ = a;
       if (!(factor.live && place.tangent) && !meets_second(side)) other(side).value.reset();
     }
@@ -98,7 +100,7 @@ class Matmul final : public Rule {
       auto& factor = factors_[side];
       if (!factor.wanted) continue;
       auto grad = factor.part.defined() ? std::move(factor.part) : b.defined() ? arrived(factor) : Tensor();
-      if (b.defined()) grad = gradient(side, b, other(side).value, std::move(grad));
+      if (b.defined()) grad = gradient(side, b, conjugate(other(side).value), std::move(grad));
       out[factor.input] = as_vector(std::move(grad), factor.vector);
     }
     return out;
@@ -147,7 +149,8 @@ class Matmul final : public Rule {
     return factors_[kLeft].vector == 0 ? as_vector(std::move(y), 0) : y;
   }
 
-  // into + alpha z @ right^T, or left^T @ z: of a factor, from the output's z and the other factor, or the other's tangent.
+  // into + alpha z @ right^T, or left^T @ z: of a factor, from the output's z and the other factor, or the other's tangent, either
+  // conjugated.
   Tensor gradient(int side, const Tensor& z, const Tensor& other, Tensor into) const {
     if (factors_[side].columns) {
       if (into.defined()) into = transposed(into);
@@ -181,7 +184,7 @@ class Matmul final : public Rule {
     for (const int side : kSides) {
       auto& factor = factors_[side];
       if (!meets_tangent(side) || !other(side).tangent.defined()) continue;
-      factor.part = gradient(side, a_, other(side).tangent, arrived(factor));
+      factor.part = gradient(side, a_, conjugate(other(side).tangent), arrived(factor));
       other(side).tangent.reset();
     }
     take(a_);

@@ -23,8 +23,8 @@ class Product final : public Elementwise {
     if (mixed(0) || mixed(1)) a_ = z;
     for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);
-    if (place.live(0)) out[0] = to_input(times(place.live(1) ? z : std::move(z), others_[0]), 0);
-    if (place.live(1)) out[1] = to_input(times(std::move(z), others_[1]), 1);
+    if (place.live(0)) out[0] = to_input(times(place.live(1) ? z : std::move(z), conjugate(others_[0])), 0);
+    if (place.live(1)) out[1] = to_input(times(std::move(z), conjugate(others_[1])), 1);
     for (size_t i : {0, 1})
       if (!(place.live(i) && place.tangent)) forget(i);
     return out;
@@ -40,7 +40,7 @@ class Product final : public Elementwise {
     if (sum.defined()) out[0] = to_output(std::move(sum));
     const Tensor a = take(a_);
     for (size_t i : {0, 1}) {
-      parts_[i] = mixed(i) && t[1 - i].defined() ? to_input(times(std::move(t[1 - i]), a), i) : Tensor();
+      parts_[i] = mixed(i) && t[1 - i].defined() ? to_input(times(conjugated(std::move(t[1 - i])), a), i) : Tensor();
       if (!keep) forget(i);
     }
     return out;
@@ -72,8 +72,8 @@ class Product final : public Elementwise {
     if (!(place.bent && place.wanted(i))) others_[i] = Tensor();
   }
   void add(Tensor& part, Tensor b, size_t i) const {
-    if (fits(part)) part = plus(std::move(part), b, others_[i]);
-    else accumulate(part, to_input(times(std::move(b), others_[i]), i));
+    if (fits(part)) part = plus(std::move(part), b, conjugate(others_[i]));
+    else accumulate(part, to_input(times(std::move(b), conjugate(others_[i])), i));
   }
 
   Tensor others_[2];  // what each input is multiplied with
@@ -93,7 +93,7 @@ class Square final : public Elementwise {
     if (wanted()) a_ = z;
     x_ = as_it_lies(std::move(x_), z);
     Values out(2);
-    out[0] = scaled(times(std::move(z), x_), 2);
+    out[0] = scaled(times(std::move(z), conjugate(x_)), 2);
     if (!place.tangent) forget();
     return out;
   }
@@ -122,7 +122,8 @@ class Square final : public Elementwise {
   }
   Tensor finish(Tensor b) {
     Tensor a = take(a_), t = std::move(t_), sum;
-    if (b.defined()) sum = times(std::move(b), x_);
+    if (b.defined()) sum = times(std::move(b), conjugate(x_));
+    if (t.defined()) t = conjugated(std::move(t));
     if (t.defined()) sum = sum.defined() ? plus(std::move(sum), a, t) : times(std::move(a), t);
     if (!keep) x_ = Tensor();
     return sum.defined() ? scaled(std::move(sum), 2) : sum;
@@ -131,7 +132,8 @@ class Square final : public Elementwise {
   Tensor x_, a_, t_, part_;
 };
 
-// With s = t_w / w and t_y = (t_u - u s) / w: b_u = (b - a s) / w, b_w = -(u b_u + a t_y) / w.
+// With s = t_w / w and t_y = (t_u - u s) / w: b_u = (b - a s) / w, b_w = -(u b_u + a t_y) / w; of complex values, with the
+// conjugates of u, w, s and t_y.
 class Quotient final : public Elementwise {
  public:
   Quotient(Place place, Tensor u, Tensor w) : Elementwise(std::move(place)), u_(std::move(u)), w_(std::move(w)) {}
@@ -145,9 +147,9 @@ class Quotient final : public Elementwise {
     u_ = as_it_lies(std::move(u_), z);
     w_ = as_it_lies(std::move(w_), z);
     Values out(2);
-    z = over(std::move(z), w_);
+    z = over(std::move(z), conjugate(w_));
     if (place.live(0)) out[0] = to_input(place.live(1) ? z : std::move(z), 0);
-    if (place.live(1)) out[1] = to_divisor(times(std::move(z), u_));
+    if (place.live(1)) out[1] = to_divisor(times(std::move(z), conjugate(u_)));
     if (!place.live(1) && !(place.bent && place.wanted(1))) u_ = Tensor();
     return out;
   }
@@ -177,17 +179,19 @@ class Quotient final : public Elementwise {
   // The sum of -z / w over what one entry of w is broadcast to.
   Tensor to_divisor(Tensor z) const {
     z = reduced_to(std::move(z), w_.sizes(), dtype_);
-    return cast((ours(z) ? z.div_(w_) : at::div(z, w_)).neg_(), place.dtype(1));
+    return cast((ours(z) ? z.div_(conjugate(w_)) : at::div(z, conjugate(w_))).neg_(), place.dtype(1));
   }
   Values finish(Tensor b) {
     Values out(2);
     Tensor a = take(a_), s = std::move(s_), t = std::move(t_);
+    if (s.defined()) s = conjugated(std::move(s));
+    if (t.defined()) t = conjugated(std::move(t));
     if (s.defined() && a.defined()) b = b.defined() ? plus(std::move(b), a, s, -1) : at::mul(a, s).neg_();
     s = Tensor();
-    if (b.defined()) b = over(std::move(b), w_);
+    if (b.defined()) b = over(std::move(b), conjugate(w_));
     if (place.wanted(0) && b.defined()) out[0] = to_input(place.wanted(1) ? b : std::move(b), 0);
     if (place.wanted(1)) {
-      if (b.defined()) b = times(std::move(b), u_);
+      if (b.defined()) b = times(std::move(b), conjugate(u_));
       if (t.defined()) b = b.defined() ? plus(std::move(b), a, t) : times(std::move(a), t);
       if (b.defined()) out[1] = to_divisor(std::move(b));
     }

@@ -105,6 +105,12 @@ class Reshape final : public Rule {
 
 int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
 
+// A view where no element is in two of them.
+Tensor windows(const Tensor& z, int64_t dim, int64_t size, int64_t step) {
+  const Tensor found = z.unfold(dim, size, step);
+  return step < size ? found.clone() : found;
+}
+
 // Pads for constant_pad_nd, which counts dimensions from the last.
 Tensor padded(const Tensor& tensor, int64_t dim, int64_t before, int64_t after) {
   if (!before && !after) return tensor;
@@ -219,10 +225,13 @@ std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int6
   return linear(
       place, "unfold",
       [in = place.sizes(0), dim, size, step](const Tensor& z) { return at::unfold_backward(z, in, dim, size, step); },
-      [dim, size, step](const Tensor& z) {
-        const Tensor windows = z.unfold(dim, size, step);
-        return step < size ? windows.clone() : windows;
-      });
+      [dim, size, step](const Tensor& z) { return windows(z, dim, size, step); });
+}
+
+std::unique_ptr<Rule> overlap_add(const Place& place, int64_t dim, int64_t size, int64_t step) {
+  return linear(
+      place, "overlap-add", [dim, size, step](const Tensor& z) { return windows(z, dim, size, step); },
+      [out = output_sizes(place), dim, size, step](const Tensor& z) { return at::unfold_backward(z, out, dim, size, step); });
 }
 
 std::unique_ptr<Rule> constant_pad(const Place& place, Ints pad) {

@@ -27,6 +27,8 @@ std::unique_ptr<Rule> diagonal(const Place& place, int64_t offset, int64_t dim1,
 // as_strided, whose view is a part without overlaps.
 std::unique_ptr<Rule> strided(const Place& place, const Part& view);
 std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step);
+// Its transpose: windows, added up where they overlap.
+std::unique_ptr<Rule> overlap_add(const Place& place, int64_t dim, int64_t size, int64_t step);
 std::unique_ptr<Rule> constant_pad(const Place& place, std::vector<int64_t> pad);
 std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper);
 
