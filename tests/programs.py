@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from program_shapes import BETWEEN, IN_PLACE, MERGES, POOLS, SCATTERS, SHAPES
+from program_spectra import SPECTRA
 from program_values import ARITHMETIC, CONVOLUTIONS, NORMS, PIECEWISE, PRODUCTS, REDUCTIONS, SMOOTH
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -27,6 +28,7 @@ FAMILIES = {
     "reductions": REDUCTIONS,
     "resampling": POOLS,
     "between": BETWEEN,
+    "spectra": SPECTRA,
 }
 
 
