@@ -76,6 +76,8 @@ class Rule {
   // Of the parameters' gradients what tangent has made, one an input: second then returns the rest. Asked for where second adjoints
   // come and a parameter has other uses, each of which would hold a gradient until the last sweep.
   virtual Values begun() { return {}; }
+  // Whether second may be given what place.bent did not announce: it is linear, and holds nothing for it.
+  virtual bool takes_second() const { return false; }
   // Bytes the rule holds now, for explain().
   virtual int64_t kept() const = 0;
 

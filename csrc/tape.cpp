@@ -317,7 +317,8 @@ void Tape::admit_second(int index, int made_from) {
   const bool made = index > made_from, dropped = made && !step.rule;
   step.awaits_second |= !made;
   if (step.place.bent && !dropped) return;
-  TORCH_CHECK(!made || step.alone, "the derivative of ", plan_.steps[made_from].node->name(),
+  const bool takes = !made || step.alone || (step.rule && step.rule->takes_second());
+  TORCH_CHECK(takes, "the derivative of ", plan_.steps[made_from].node->name(),
               " depends on a tensor that it was not given, made by ", step.node->name(),
               ": gpfast's tape cannot place that; call it with engine=\"autograd\".");
   step.place.bent = true;

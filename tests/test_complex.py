@@ -234,6 +234,35 @@ def test_written_in_place():
     everywhere(lambda z: z.conj().clone().conj().mul_(2), rule="product")
 
 
+VIEWS = {
+    "real part": lambda z: z.real,
+    "imaginary part": lambda z: z.imag,
+    "of the conjugate": lambda z: z.conj().imag,
+    "both parts": torch.view_as_real,
+    "slice": lambda z: z[:, 1:],
+    "slice of real parts": lambda z: z[:, 1:].real[:, :, 1:],
+    "conjugate": lambda z: z.conj(),
+}
+
+
+@pytest.mark.parametrize("read", ["base", "view", "both"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_that_are_written_to(name, read):
+    def written(write):
+        def function(x):
+            z = spectrum(x.sin())
+            view = write(VIEWS[name](z), z)
+            parts = {"base": [z], "view": [view], "both": [z, view]}[read]
+            return torch.cat([p.abs().square().flatten(1) for p in parts], 1)
+
+        return function
+
+    agree(written(lambda view, z: view.exp_()), X)
+    agree(written(lambda view, z: view.mul_(2)), X)
+    agree(written(lambda view, z: view.mul_(view + 1)), X)
+    agree(written(lambda view, z: view.mul_(z.clone().abs().mean())), X)
+
+
 def test_a_value_that_is_negated_lazily():
     for function in (torch.tanh, F.silu, torch.relu, lambda h: h * h, lambda h: h.softmax(-1), lambda h: h.std(-1)):
         agree(lambda x, f=function: f((spectrum(x) @ MIXING).conj().imag), X, [MIXING])

@@ -37,6 +37,7 @@ class Combination final : public Elementwise {
     return out;
   }
   Values second(Values b) override { return back(std::move(b[0]), &Input::wanted); }
+  bool takes_second() const override { return true; }
   int64_t kept() const override { return 0; }
 
  private:

@@ -53,6 +53,7 @@ class Parts final : public Rule {
     return out;
   }
   Values second(Values b) override { return back(b[0], &Input::wanted); }
+  bool takes_second() const override { return true; }
   int64_t kept() const override { return 0; }
 
  private:

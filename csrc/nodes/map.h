@@ -23,6 +23,7 @@ class Map final : public Rule {
   Values adjoint(Values a) override;
   Values tangent(Values t) override;
   Values second(Values b) override;
+  bool takes_second() const override { return true; }
   int64_t kept() const override { return held_; }
 
  private:

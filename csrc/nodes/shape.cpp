@@ -38,6 +38,7 @@ class Linear final : public Rule {
   Values adjoint(Values a) override { return pulled(std::move(a)); }
   Values tangent(Values t) override { return place.tangent ? mapped(forth_, std::move(t)) : Values(1); }
   Values second(Values b) override { return place.wanted(0) ? pulled(std::move(b)) : Values(1); }
+  bool takes_second() const override { return true; }
   int64_t kept() const override { return kept_; }
 
  private:
@@ -84,6 +85,7 @@ class Reshape final : public Rule {
   }
   Values tangent(Values t) override { return place.tangent ? as(out_, std::move(t)) : Values(1); }
   Values second(Values b) override { return place.wanted(0) ? as(in_, std::move(b)) : Values(1); }
+  bool takes_second() const override { return true; }
   int64_t kept() const override { return 0; }
 
   GateOfBits lend(const Order& order) override {
