@@ -1,6 +1,9 @@
 #include "saved.h"
 
 #include <ATen/WrapDimUtils.h>
+#include <ATen/ops/ge.h>
+#include <ATen/ops/isnan.h>
+#include <ATen/ops/le.h>
 #include <torch/csrc/autograd/functions/tensor.h>
 #include <torch/csrc/autograd/generated/Functions.h>
 #include <torch/headeronly/version.h>
@@ -14,8 +17,11 @@
 #include "nodes/arithmetic.h"
 #include "nodes/complex.h"
 #include "nodes/convolution.h"
+#include "nodes/distance.h"
 #include "nodes/dropout.h"
+#include "nodes/functions.h"
 #include "nodes/gate.h"
+#include "nodes/glu.h"
 #include "nodes/inplace.h"
 #include "nodes/matmul.h"
 #include "nodes/merge.h"
@@ -28,6 +34,7 @@
 #include "nodes/shape.h"
 #include "nodes/softmax.h"
 #include "nodes/spectral.h"
+#include "nodes/trilinear.h"
 
 namespace gpfast {
 namespace {
@@ -71,7 +78,7 @@ void on(Table& table, F) {
   table.emplace(typeid(T), [](Node& node, const Place& place) -> Made { return F{}(static_cast<T&>(node), place); });
 }
 
-// Linear maps, and with them attention: nodes/matmul.h
+// Linear maps, and with them attention: nodes/matmul.h, nodes/trilinear.h, nodes/distance.h
 
 // Strided, of real numbers or of complex ones in single or double precision.
 bool is_dense(const torch::autograd::InputMetadata& value) {
@@ -138,6 +145,19 @@ void linear_maps(Table& table) {
   });
 }
 
+void bilinear_maps(Table& table) {
+  on<TrilinearBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (!plain(node, place)) return nullptr;
+    return trilinear(place, {{input(node.i1_), input(node.i2_), input(node.i3_)},
+                             {node.expand1, node.expand2, node.expand3},
+                             node.sumdim});
+  });
+  on<EuclideanDistBackward0>(table, [](auto& node, const Place& place) -> Made {
+    if (!plain(node, place)) return nullptr;
+    return distances(place, input(node.x1_), input(node.x2_), result(node.result_, node));
+  });
+}
+
 // Convolutions: nodes/convolution.h
 
 template <typename T>
@@ -152,7 +172,7 @@ void convolutions(Table& table) {
   on<ConvolutionBackward1>(table, [](auto& node, const Place& place) { return convolution_of(node, place); });  // of traced code
 }
 
-// Activations: nodes/gate.h, nodes/activation.h, nodes/softmax.h, nodes/dropout.h
+// Activations: nodes/gate.h, nodes/activation.h, nodes/glu.h, nodes/softmax.h, nodes/dropout.h
 
 // Whether clamp has a gradient at its ends: from PyTorch 2.14 on it has none.
 constexpr bool kEndsPass = TORCH_VERSION_MAJOR == 2 && TORCH_VERSION_MINOR < 14;
@@ -273,6 +293,7 @@ void linear_units(Table& table) {
   on<GeluBackward0>(table, [](auto& node, const Place& place) -> Made {
     return activation_rule(place, input(node.self_), {node.approximate == "tanh" ? Activation::kGeluTanh : Activation::kGelu});
   });
+  on<GluBackward0>(table, [](auto& node, const Place& place) -> Made { return glu_rule(place, input(node.self_), node.dim); });
 }
 
 void exponentials_and_powers(Table& table) {
@@ -299,6 +320,12 @@ void exponentials_and_powers(Table& table) {
   });
   on<PowBackward0>(table, [](auto& node, const Place& place) -> Made {
     return power_rule(place, input(node.self_), node.exponent);
+  });
+  on<PowBackward2>(table, [](auto& node, const Place& place) -> Made {
+    input(node.exponent_);
+    at::Tensor y = result(node.result_, node);
+    if (node.self.isComplex() || node.self.toDouble() <= 0) return nullptr;
+    return activation_rule(place, std::move(y), {Activation::kExponential, std::log(node.self.toDouble()), 0});
   });
 }
 
@@ -374,7 +401,7 @@ void normalizations(Table& table) {
       table, [](auto& node, const Place& place) { return any_batch_norm(node, place, false, node.eps); });
 }
 
-// Arithmetic and reductions: nodes/arithmetic.h, nodes/product.h, nodes/reduce.h
+// Arithmetic and reductions: nodes/arithmetic.h, nodes/product.h, nodes/functions.h, nodes/reduce.h
 
 bool asked(const Place& place, size_t i) { return place.live(i) || place.wanted(i); }
 
@@ -457,6 +484,10 @@ void linear_arithmetic(Table& table) {
     return is_imaginary(node.weight) ? nullptr
                                      : combination(place, "lerp", {1 - node.weight.toDouble(), node.weight.toDouble()});
   });
+  const auto jumps = [](auto&, const Place& place) -> Made { return combination(place, "pass", {1}); };
+  on_local<FracBackward0>(table, jumps);
+  on_local<FmodBackward0>(table, jumps);
+  on_local<RemainderBackward0>(table, jumps);
 }
 
 void products(Table& table) {
@@ -469,6 +500,48 @@ void products(Table& table) {
   on_field<DivBackward0>(table, [](auto& node, const Place& place) -> Made { return quotient_of(node, place); });
   on_field<DivBackward2>(table, [](auto& node, const Place& place) -> Made {
     return node.rounding_mode ? nullptr : quotient_of(node, place);
+  });
+}
+
+// A loss that is part of a critic, say the error of an autoencoder.
+template <typename T>
+Made error_of(T& node, const Place& place, double width, double scale) {
+  return error_rule(place, {input(node.self_), input(node.target_), width, scale}, node.reduction);
+}
+
+void functions_of_several(Table& table) {
+  on_local<AddcmulBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return addcmul_rule(place, input(node.tensor1_), input(node.tensor2_), node.value.toDouble());
+  });
+  on_local<AddcdivBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return addcdiv_rule(place, input(node.tensor1_), input(node.tensor2_), node.value.toDouble());
+  });
+  on_local<LerpBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return lerp_rule(place, input(node.self_), input(node.end_), input(node.weight_));
+  });
+  on_local<PowBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return powers_rule(place, input(node.self_), input(node.exponent_), result(node.result_, node));
+  });
+  on_local<Atan2Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return angle_rule(place, input(node.self_), input(node.other_));
+  });
+  on_local<HypotBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return hypotenuse_rule(place, input(node.self_), input(node.other_), result(node.result_, node));
+  });
+  on_local<LogaddexpBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return logaddexp_rule(place, input(node.self_), input(node.other_), 1);
+  });
+  on_local<Logaddexp2Backward0>(table, [](auto& node, const Place& place) -> Made {
+    return logaddexp_rule(place, input(node.self_), input(node.other_), std::log(2.0));
+  });
+  on_local<MseLossBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return error_of(node, place, kInfinity, 2);
+  });
+  on_local<SmoothL1LossBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return node.beta > 0 ? error_of(node, place, node.beta, 1 / node.beta) : nullptr;
+  });
+  on_local<HuberLossBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return error_of(node, place, node.delta, 1);
   });
 }
 
@@ -487,6 +560,14 @@ void selections(Table& table) {
   });
   on_local<MinimumBackward0>(table, [](auto& node, const Place& place) -> Made {
     return smaller(place, input(node.self_), input(node.other_));
+  });
+  on_local<FmaxBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto u = input(node.self_), w = input(node.other_);
+    return selection(place, "fmax", at::ge(u, w).logical_or_(at::isnan(w)), 0, 1);
+  });
+  on_local<FminBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto u = input(node.self_), w = input(node.other_);
+    return selection(place, "fmin", at::le(u, w).logical_or_(at::isnan(w)), 0, 1);
   });
 }
 
@@ -509,11 +590,17 @@ void linear_reductions(Table& table) {
   };
   on_local<MaxBackward1>(table, of_all);
   on_local<MinBackward1>(table, of_all);
+  on_local<MedianBackward0>(table, of_all);
+  on_local<NanmedianBackward0>(table, of_all);
   const auto by_index = [](auto& node, const Place& place) -> Made {
     return picked(place, result(node.indices_, node), node.dim, node.keepdim);
   };
   on_local<MaxBackward0>(table, by_index);
   on_local<MinBackward0>(table, by_index);
+  on_local<MedianBackward1>(table, by_index);
+  on_local<NanmedianBackward1>(table, by_index);
+  on_local<KthvalueBackward0>(table, by_index);
+  on_local<ModeBackward0>(table, by_index);
 }
 
 template <typename T>
@@ -526,13 +613,15 @@ bool ambiguous(const T& node) {
   return node.dim.list && node.dim.list->empty();
 }
 double correction(const std::optional<at::Scalar>& value) { return value ? value->toDouble() : 1; }
-bool euclidean(const std::optional<at::Scalar>& p) { return !p || (!p->isComplex() && p->toDouble() == 2); }
-
 // The node computes in the dtype of its output where that is asked for: such a one runs alone.
 template <typename T>
 Made norm_of(T& node, const Place& place, const std::optional<at::Scalar>& p, Reduced over) {
-  if (!euclidean(p) || c10::typeMetaToScalarType(node.input_metadata(0).dtype()) != place.dtype(0)) return nullptr;
-  return norm(place, input(node.self_), result(node.result_, node), std::move(over));
+  if ((p && p->isComplex()) || c10::typeMetaToScalarType(node.input_metadata(0).dtype()) != place.dtype(0)) return nullptr;
+  const double order = p ? p->toDouble() : 2;
+  const auto x = input(node.self_), y = result(node.result_, node);
+  if (order == 2) return norm(place, x, y, std::move(over));
+  if (order == 1) return sum_of_sizes(place, x, std::move(over));
+  return std::isinf(order) ? extreme_size(place, x, y, std::move(over)) : nullptr;
 }
 
 void curved_reductions(Table& table) {
@@ -559,10 +648,18 @@ void curved_reductions(Table& table) {
   on_local<NormBackward1>(table, [](auto& node, const Place& place) -> Made {
     return norm_of(node, place, node.p, {node.dim, node.keepdim});
   });
+  on_local<ProdBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return product_over(place, input(node.self_), result(node.result_, node), {});
+  });
+  on_local<ProdBackward1>(table, [](auto& node, const Place& place) -> Made {
+    return product_over(place, input(node.self_), result(node.result_, node), {{node.dim}, node.keepdim});
+  });
 }
 
 void arithmetic_and_reductions(Table& table) {
-  for (auto* add : {&linear_arithmetic, &products, &selections, &linear_reductions, &curved_reductions}) add(table);
+  for (auto* add :
+       {&linear_arithmetic, &products, &functions_of_several, &selections, &linear_reductions, &curved_reductions})
+    add(table);
 }
 
 // Shapes: nodes/shape.h, nodes/merge.h
@@ -610,8 +707,9 @@ void views(Table& table) {
     const at::TensorGeometry view(node.size, node.stride,
                                   node.storage_offset.value_or(base.sym_storage_offset()));
     if (is_reshaped(base, view)) return reshape(place);
-    const auto part = Part::of(base, view);
-    return part ? strided(place, *part) : nullptr;
+    if (const auto part = Part::of(base, view)) return strided(place, *part);
+    if (!base.is_contiguous()) return nullptr;
+    return as_strided(place, integers(node.size), integers(node.stride), view.storage_offset() - base.storage_offset());
   });
   const auto swapped = [](auto& node, const Place& place) -> Made { return transpose(place, node.dim0, node.dim1); };
   on_strided<TransposeBackward0>(table, swapped);
@@ -634,6 +732,10 @@ void slices(Table& table) {
   };
   on_strided<DiagonalBackward0>(table, diagonals);
   on_strided<DiagonalBackward0_copy>(table, diagonals);
+  on_strided<DiagEmbedBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return diag_embed(place, node.offset, node.dim1, node.dim2);
+  });
+  on_strided<TraceBackward0>(table, [](auto&, const Place& place) -> Made { return trace(place); });
   on_strided<UnfoldBackward0>(table, [](auto& node, const Place& place) -> Made {
     return unfold(place, node.dimension, node.size, node.step);
   });
@@ -661,6 +763,10 @@ void rearrangements(Table& table) {
     return roll(place, integers(node.shifts), node.dims);
   });
   on_strided<Rot90Backward0>(table, [](auto& node, const Place& place) -> Made { return rot90(place, node.k, node.dims); });
+  on_strided<CumsumBackward0>(table, [](auto& node, const Place& place) -> Made {
+    const auto dtype = c10::typeMetaToScalarType(node.input_metadata(0).dtype());
+    return dtype == place.dtype(0) ? cumsum(place, node.dim) : nullptr;
+  });
 }
 
 void indexings(Table& table) {
@@ -680,6 +786,19 @@ void indexings(Table& table) {
     input(node.self_);
     return gather(place, node.dim, input(node.index_));
   });
+  // Which element went where is what they saved.
+  const auto moved = [](auto& node, const Place& place) -> Made {
+    return gather(place, node.dim, result(node.indices_, node));
+  };
+  on_strided<SortBackward0>(table, moved);
+  on_strided<SortBackward1>(table, moved);
+  on_strided<TopkBackward0>(table, moved);
+  const auto running = [](auto& node, const Place& place) -> Made {
+    input(node.self_);
+    return gather(place, node.dim, result(node.indices_, node));
+  };
+  on_strided<CummaxBackward0>(table, running);
+  on_strided<CumminBackward0>(table, running);
   on_strided<TakeBackward0>(table, [](auto& node, const Place& place) -> Made {
     input(node.self_);
     return take(place, input(node.index_));
@@ -1029,8 +1148,8 @@ void spectra(Table& table) {
 const Table& table() {
   static const Table made = [] {
     Table all;
-    for (auto* add : {&linear_maps, &convolutions, &activations, &normalizations, &arithmetic_and_reductions, &shapes, &pools,
-                      &complex_values, &spectra})
+    for (auto* add : {&linear_maps, &bilinear_maps, &convolutions, &activations, &normalizations, &arithmetic_and_reductions,
+                      &shapes, &pools, &complex_values, &spectra})
       add(all);
     return all;
   }();

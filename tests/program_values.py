@@ -1,5 +1,7 @@
 """Lines of random critics that compute: activations, norms, products, arithmetic, reductions."""
 
+import math
+
 from program_choices import anything, dim, dims, each, other, planes, rank, ranks_from
 
 SMOOTH = each(
@@ -69,6 +71,11 @@ PIECEWISE = each(
     (rank(3, 4), lambda b, v: f"F.dropout{v.ndim - 2}d({v}, 0.4)"),
     (anything, lambda b, v: f"{v}.clamp({b.given(1)} - 1, {b.given(1)} + 1)"),
 ]
+
+
+def glu(b, v):
+    d = b.among([d for d in range(v.ndim) if v.shape[d] % 2 == 0])
+    return f"F.glu({v}, {b.among([d, d - v.ndim])})"
 
 
 def affine(b, *shape):
@@ -219,13 +226,19 @@ PRODUCTS = [
     (rank(2), lambda b, v: f"({v} * {b.weight(3, 1, v.shape[1])}).sum(-1).t()"),
     (ranks_from(1), lambda b, v: f"{v}.softmax({dim(b, v)})"),
     (ranks_from(1), lambda b, v: f"{v}.log_softmax({dim(b, v)})"),
+    (ranks_from(1), glu),
     (rank(2), same_shape(lambda b, v, w: f"torch.cdist({v}, {w} + 1)")),
+    (rank(2), lambda b, v: f"torch.cdist({v}, {b.weight(3, v.shape[1])}, compute_mode='use_mm_for_euclid_dist')"),
     (rank(2, 3), same_shape(lambda b, v, w: f"F.cosine_similarity({v}, {w} + 0.3, dim=-1, eps=0.01)")),
 ]
 
 
 def scalar(b):
     return b.among([0.5, -1.5, 2, -1])
+
+
+def reduction(b):
+    return b.among(["'none'", "'mean'", "'sum'"])
 
 
 ARITHMETIC = [
@@ -245,6 +258,12 @@ ARITHMETIC = [
     (anything, lambda b, v: f"torch.addcdiv({v}, {other(b, v)}, {v}.square() + 1, value=0.7)"),
     (anything, lambda b, v: f"torch.atan2({v}, {other(b, v)} + 3)"),
     (anything, lambda b, v: f"torch.hypot({v}, {other(b, v)} + 0.5)"),
+    (anything, lambda b, v: f"torch.logaddexp({v}, {other(b, v)})"),
+    (anything, lambda b, v: f"({v}.square() + 0.5) ** {other(b, v)}"),
+    (anything, lambda b, v: f"({b.weight(1)}.square() + 0.3) ** {v}"),
+    (anything, lambda b, v: f"F.mse_loss({v}, {b.variable(v.shape)}, reduction={reduction(b)})"),
+    (anything, lambda b, v: f"F.huber_loss({b.variable(v.shape)}, {v}, reduction={reduction(b)}, delta=0.4)"),
+    (anything, lambda b, v: f"torch.fmax({v}, {other(b, v)})"),
     (anything, lambda b, v: f"{v} + {b.weight(1)}.float().double().mean()"),
     (anything, lambda b, v: f"({v} * {v}).add({v}).sub({b.variable(v.shape)})"),
 ]
@@ -265,6 +284,10 @@ REDUCTIONS = (
         (ranks_from(1), lambda b, v: f"{v}.median({dim(b, v)})"),
         (ranks_from(1), lambda b, v: f"{v}.sort({dim(b, v)})"),
         (ranks_from(1), lambda b, v: f"{v}.topk(1, {dim(b, v)})"),
+        (ranks_from(1), lambda b, v: f"{v}.kthvalue(1, {dim(b, v)})"),
+        (ranks_from(1), lambda b, v: f"{v}.{b.among(['cumsum', 'cumsum', 'cumprod'])}({dim(b, v)})"),
+        (ranks_from(1), lambda b, v: f"{v}.{b.among(['cummax', 'cummin'])}({dim(b, v)})"),
+        (ranks_from(1), lambda b, v: f"{v}.norm({b.among([1, math.inf])}, {dim(b, v)})"),
     ]
     + each(
         anything,

@@ -75,7 +75,7 @@ def numbers(index, shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(index), dtype=torch.float64) / scale
 
 
-NAMESPACE = {"torch": torch, "F": F, "Cube": Cube, "quiet": quiet, "attend": attend}
+NAMESPACE = {"torch": torch, "F": F, "inf": math.inf, "Cube": Cube, "quiet": quiet, "attend": attend}
 NAMESPACE |= {"twice": twice, "assigned": assigned, "checkpoint": checkpoint}
 
 

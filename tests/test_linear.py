@@ -200,7 +200,7 @@ def test_layer_input_that_is_overwritten_later(activation):
 
 def test_bilinear_runs_alone():
     module = nn.Bilinear(3, 3, 2).double()
-    agree(lambda x: module(x, x.sin()), points(4, 3), list(module.parameters()), alone="TrilinearBackward0")
+    agree(lambda x: module(x, x.sin()), points(4, 3), list(module.parameters()), rule="trilinear")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -1,5 +1,7 @@
 """Rules of reductions: sums, means, variances, norms and maxima over dimensions."""
 
+import math
+
 import pytest
 import torch
 from tape_checks import agree, agree_low
@@ -100,9 +102,43 @@ def test_norms(name):
     everywhere(lambda h: NORMS[name](h).exp().sum() * h, numbers(*SIZES), rule="norm")
 
 
+@pytest.mark.parametrize("p", [1, math.inf, -math.inf])
+def test_norms_that_are_linear_in_pieces(p):
+    x = numbers(*SIZES)
+    tied = x.round()  # with entries that are zero, and several that are largest
+    for values in (x, tied):
+        everywhere(lambda h: h.norm(p, dim=1), values, rule="norm")
+        everywhere(lambda h: torch.linalg.vector_norm(h, p, (0, 2), keepdim=True) * h, values, rule="norm")
+        everywhere(lambda h: h.norm(p) * h, values, rule="norm")
+        everywhere(lambda h: torch.linalg.vector_norm(torch.relu(h), p, -1).exp(), values, rule="norm")
+    agree(lambda x: x.sum().norm(p) * 2, x, rule="norm")
+
+
 def test_other_norms_run_alone():
-    for p in (1, 3, float("inf")):
+    for p in (0.5, 3):
         agree(lambda x, p=p: x.norm(p, dim=1), numbers(*SIZES), alone="LinalgVectorNormBackward0")
+
+
+PRODUCTS = {
+    "all": lambda h: h.prod(),
+    "one dimension": lambda h: h.prod(1),
+    "keepdim": lambda h: (2 * h).prod(-1, keepdim=True),
+    "of one": lambda h: h[:, :1].prod(1),
+    "of a scalar": lambda h: h.sum().prod(),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_products(name):
+    everywhere(PRODUCTS[name], numbers(*SIZES), rule="prod")
+    everywhere(lambda h: PRODUCTS[name](h.exp()).log() * h.sum(1, True), numbers(*SIZES), rule="prod")
+
+
+def test_products_with_a_zero_run_alone():
+    x = numbers(*SIZES)
+    x[1, 1] = 0
+    agree(lambda x: x.prod(1), x, alone="ProdBackward1")
+    agree(lambda x: (x * x).prod(), x, alone="ProdBackward0")
 
 
 def test_the_norm_of_a_zero_row_has_gradient_zero():
@@ -123,6 +159,8 @@ MAXIMA = {
     "amax two": lambda h: h.amax((0, 2), keepdim=True),
     "amax all": lambda h: h.amax(),
     "amin": lambda h: h.amin(-1, keepdim=True),
+    "median": lambda h: h.median(),
+    "nanmedian": lambda h: h.nanmedian(),
 }
 
 
@@ -144,6 +182,22 @@ def test_maxima_by_index(name, dim, keepdim):
     everywhere(operation, numbers(*SIZES), rule="picked")
     everywhere(lambda h: operation(torch.cat([h, h], 1)) ** 3, numbers(*SIZES), rule="picked")
     agree(lambda x: x.sum().exp().max(0)[0], numbers(*SIZES), rule="picked")
+
+
+PICKED = {
+    "median": lambda h, *where: h.median(*where)[0],
+    "nanmedian": lambda h, *where: h.nanmedian(*where)[0],
+    "kthvalue": lambda h, *where: h.kthvalue(2, *where)[0],
+    "mode": lambda h, *where: h.mode(*where)[0],
+}
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("dim", [0, -1])
+@pytest.mark.parametrize("name", PICKED)
+def test_entries_of_a_rank(name, dim, keepdim):
+    everywhere(lambda h: PICKED[name](h, dim, keepdim), numbers(*SIZES), rule="picked")
+    everywhere(lambda h: PICKED[name](h.round(), dim, keepdim) + h.square().sum(), numbers(*SIZES), rule="picked")
 
 
 @pytest.mark.parametrize("groups", [2, 4])
@@ -203,7 +257,8 @@ def test_low_precision(dtype):
 
         def function(x):
             h = torch.tanh(x @ w)
-            return h.mean(1) + h.std(1) * h.sum(1) + h.norm(dim=1) + h.amax(1) + h.var(0).sum()
+            found = h.mean(1) + h.std(1) * h.sum(1) + h.norm(dim=1) + h.amax(1) + h.var(0).sum()
+            return found + h.norm(1, dim=1) * h.norm(math.inf, dim=1) + (h + 2).prod(1) / 64
 
         return function, [w]
 
@@ -215,7 +270,13 @@ def test_repeated_backward():
 
     x, w = numbers(*SIZES).requires_grad_(), parameter(5)
     loss = gpfast.input_gradient_loss(
-        lambda x: (x * w).std(1).sum(1) + (x * w).norm(dim=(1, 2)) + (x * w).var((1, 2)) + torch.tanh(x).amax((1, 2)),
+        lambda x: (
+            (x * w).std(1).sum(1)
+            + (x * w).norm(dim=(1, 2))
+            + (x * w).var((1, 2))
+            + torch.tanh(x).amax((1, 2))
+            + (x * w).prod(1).sum(1) * (x * w).norm(1, dim=(1, 2))
+        ),
         x,
         lambda y, g: (g.square().sum() + y * y).sum(),
         engine="tape",

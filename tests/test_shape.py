@@ -87,6 +87,14 @@ MOVES = {
     "as_strided of a slice": (lambda h: h[:, 1:].as_strided((2, 2), (10, 2), 6), (2, 4, 5), "slice"),
     "diagonal": (lambda h: h.diagonal(1, -1, -2), (2, 4, 5), "diagonal"),
     "diag": (lambda h: torch.diag(h, -1), (4, 4), "diagonal"),
+    "diag_embed": (lambda h: torch.diag_embed(h, -1, 0, 2), (2, 4), "diag_embed"),
+    "trace": (lambda h: h.trace(), (4, 3), "trace"),
+    "as_strided with overlaps": (lambda h: h.contiguous().as_strided((2, 4, 3), (5, 1, 1), 2), (3, 5), "as_strided"),
+    "as_strided with places between": (lambda h: h.contiguous()[1:].as_strided((2, 3), (2, 4)), (4, 5), "as_strided"),
+    "cumsum": (lambda h: h.cumsum(1), (2, 4, 3), "cumsum"),
+    "cumsum from the end": (lambda h: h.cumsum(-1), (2, 4), "cumsum"),
+    "cumsum of a scalar": (lambda h: h.sum().cumsum(0), (2, 4), "cumsum"),
+    "cumsum_": (in_place("cumsum_", 0), (3, 2), "cumsum"),
     "unfold": (lambda h: h.unfold(1, 3, 2), (2, 7, 3), "unfold"),
     "unfold without overlap": (lambda h: h.unfold(-1, 2, 3), (2, 3, 8), "unfold"),
     "pad": (lambda h: F.pad(h, (1, 2, 0, 3)), (2, 3, 4), "pad"),
@@ -123,6 +131,14 @@ INDEXES = {
     "gather": (lambda h: h.gather(1, INDEX.expand(2, 4)), (3, 3), "gather"),
     "sort by a gather": (lambda h: h.take_along_dim(h.argsort(-1), -1), (3, 4), "gather"),
     "take": (lambda h: h.take(torch.tensor([[5, 0], [5, 5]])), (2, 3), "take"),
+    "sort": (lambda h: h.sort(-1)[0], (3, 4), "gather"),
+    "sort downwards": (lambda h: h.sort(dim=0, descending=True, stable=True)[0], (4, 3), "gather"),
+    "sort with ties": (lambda h: torch.cat([h, h], 1).sort(1)[0], (3, 4), "gather"),
+    "sort of a scalar": (lambda h: h.sum().sort()[0], (3, 4), "gather"),
+    "topk": (lambda h: h.topk(2, 1)[0], (2, 4, 3), "gather"),
+    "topk from below": (lambda h: h.topk(3, -1, largest=False, sorted=False)[0], (2, 4), "gather"),
+    "cummax": (lambda h: h.cummax(1)[0], (2, 4, 3), "gather"),
+    "cummin": (lambda h: h.cummin(-1)[0], (2, 4), "gather"),
 }
 CASES = VIEWS | MOVES | INDEXES
 
@@ -149,7 +165,8 @@ def test_an_operation_agrees(name, where):
 
 
 @pytest.mark.parametrize(
-    "name", ["flatten", "expand", "slice", "select", "pad", "unfold", "index", "index_select", "tril"]
+    "name",
+    ["flatten", "expand", "slice", "select", "pad", "unfold", "index", "index_select", "tril", "topk", "cumsum"],
 )
 def test_the_sweeps_run_again(name):
     operation, sizes, _ = CASES[name]
@@ -200,7 +217,13 @@ def test_tokens_and_heads():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["expand", "repeat", "index", "index_select", "unfold", "slice", "pad", "gather"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("expand", "repeat", "index", "index_select", "unfold", "slice", "pad", "gather", "sort", "cumsum"),
+        "as_strided with overlaps",
+    ],
+)
 def test_low_precision(name, dtype):
     operation, sizes, _ = CASES[name]
     w, v = random(*sizes, seed=1), random(*operation(random(*sizes)).shape, seed=2)
@@ -216,7 +239,10 @@ def test_what_is_left_alone():
     x, w = random(3, 4), random(3, 4, seed=1, parameter=True)
     masked = lambda x: (x * w).tanh().masked_select(torch.ones(3, 4) > 0)  # noqa: E731
     agree(masked, x, [w], alone="MaskedSelectBackward0")
-    agree(lambda x: (x * w).tanh().as_strided((2, 2), (1, 1)), x, [w], alone="AsStridedBackward0")
+    # of places outside, or of a value in another order
+    agree(lambda x: (x * w).tanh()[1:].as_strided((2, 2), (4, 1), 0), x, [w], alone="AsStridedBackward0")
+    agree(lambda x: (x * w).tanh().t().as_strided((2, 2), (4, 1)), x, [w], alone="AsStridedBackward0")
+    agree(lambda x: (x * w).tanh().cumsum(1, dtype=torch.float32), x, [w], alone="CumsumBackward0", tolerance=1e-6)
 
 
 def test_sparse_values_are_left_alone():

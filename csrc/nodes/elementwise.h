@@ -27,7 +27,7 @@ class Elementwise : public Rule {
   }
   // What the forward saved, in the order of the adjoint z: operators in PyTorch are slow where orders differ.
   static at::Tensor as_it_lies(at::Tensor saved, const at::Tensor& z) {
-    const bool alike = saved.defined() && saved.sizes() == z.sizes() && real(saved) && z.is_non_overlapping_and_dense();
+    const bool alike = saved.defined() && saved.sizes() == z.sizes() && gpfast::real(saved) && z.is_non_overlapping_and_dense();
     return alike ? relaid_saved(saved, order_of(z)) : saved;
   }
   at::Tensor to_input(at::Tensor z, size_t i) const { return reduced_to(std::move(z), place.sizes(i), place.dtype(i)); }

@@ -7,6 +7,7 @@
 #include <ATen/ops/mean.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/reciprocal.h>
+#include <ATen/ops/sgn.h>
 #include <ATen/ops/sub.h>
 #include <ATen/ops/sum.h>
 #include <ATen/ops/value_selecting_reduction_backward.h>
@@ -177,36 +178,82 @@ class Moments final : public Reduction {
   Tensor t_, change_, part_;
 };
 
-class Extreme final : public Reduction {
+// Linear in pieces: y = sum(weight x) / count. Of the entries that are, or whose size is, as large as y; or of all, by their sign.
+class Pieces final : public Reduction {
  public:
-  Extreme(Place place, const Tensor& x, const Tensor& result, Reduced over) : Reduction(std::move(place), std::move(over)) {
-    mask_ = at::eq(x, small(result));
-    equal_ = summed(mask_);
+  enum Kind { kExtreme, kExtremeSize, kSizes };
+
+  Pieces(Place place, Kind kind, const Tensor& x, const Tensor& result, Reduced over)
+      : Reduction(std::move(place), std::move(over)), kind_(kind) {
+    if (kind != kSizes) {
+      weight_ = at::eq(kind == kExtreme ? x : x.abs(), small(result));
+      equal_ = summed(weight_);
+    }
+    if (kind == kSizes) weight_ = at::sgn(x).to(at::kChar);
+    if (kind == kExtremeSize) weight_ = at::sgn(x).to(at::kChar).mul_(weight_);
   }
 
-  const char* name() const override { return "extreme"; }
+  const char* name() const override { return kind_ == kExtreme ? "extreme" : "norm"; }
   Values adjoint(Values a) override { return back(a[0]); }
   Values tangent(Values t) override {
     Values out(place.outputs);
     if (place.tangent) {
       Tensor z = std::move(t[0]);
-      z = summed(ours(z) ? z.mul_(mask_) : at::mul(z, mask_));
-      out[0] = output(z.div_(equal_));
+      z = summed(ours(z) ? z.mul_(weight_) : at::mul(z, weight_));
+      out[0] = output(equal_.defined() ? z.div_(equal_) : z);
     }
-    if (!keep && !place.bent) mask_ = Tensor();
+    if (!keep && !place.bent) weight_ = Tensor();
     return out;
   }
   Values second(Values b) override {
     Values out = b[0].defined() ? back(b[0]) : Values(1);
-    if (!keep) mask_ = Tensor();
+    if (!keep) weight_ = Tensor();
     return out;
   }
-  int64_t kept() const override { return bytes_of({mask_, equal_}); }
+  int64_t kept() const override { return bytes_of({weight_, equal_}); }
 
  private:
-  Values back(const Tensor& z) const { return {at::mul(mask_, at::div(small(z), equal_))}; }
+  Values back(const Tensor& z) const {
+    return {at::mul(weight_, equal_.defined() ? at::div(small(z), equal_) : small(z))};
+  }
 
-  Tensor mask_, equal_;
+  Kind kind_;
+  Tensor weight_;
+  Tensor equal_;  // how many are
+};
+
+// With z = a y: a_x = z / x, t_y = y s with s = sum(t / x), and b_x = (b y + z (s - t / x)) / x.
+class ProductOver final : public Reduction {
+ public:
+  ProductOver(Place place, Tensor x, const Tensor& result, Reduced over)
+      : Reduction(std::move(place), std::move(over)), x_(std::move(x)), y_(small(result)) {}
+
+  const char* name() const override { return "prod"; }
+  bool bends() const override { return true; }
+  Values adjoint(Values a) override {
+    a_ = at::mul(small(a[0]), y_);
+    Values out = {at::div(a_, x_)};
+    if (!place.wanted(0)) a_ = Tensor();
+    return out;
+  }
+  Values tangent(Values t) override {
+    Values out(place.outputs);
+    const Tensor shares = at::div(t[0], x_), sum = summed(shares), a = take(a_);
+    if (place.wanted(0)) part_ = at::sub(sum, shares).mul_(a).div_(x_);
+    if (place.tangent) out[0] = output(at::mul(sum, y_));
+    if (!keep && !place.bent) x_ = Tensor();
+    return out;
+  }
+  Values second(Values b) override {
+    Values out = {std::move(part_)};
+    if (place.wanted(0) && b[0].defined()) accumulate(out[0], at::mul(small(b[0]), y_).div(x_));
+    if (!keep) x_ = Tensor();
+    return out;
+  }
+  int64_t kept() const override { return bytes_of({x_, y_, a_, part_}); }
+
+ private:
+  Tensor x_, y_, a_, part_;
 };
 
 class Picked final : public Reduction {
@@ -257,7 +304,18 @@ std::unique_ptr<Rule> norm(Place place, Tensor x, const Tensor& result, Reduced 
   return moments(std::move(place), Moments::kNorm, std::move(x), result, std::move(over), 0);
 }
 std::unique_ptr<Rule> extreme(Place place, const Tensor& x, const Tensor& result, Reduced over) {
-  return std::make_unique<Extreme>(std::move(place), x, result, std::move(over));
+  return std::make_unique<Pieces>(std::move(place), Pieces::kExtreme, x, result, std::move(over));
+}
+std::unique_ptr<Rule> sum_of_sizes(Place place, const Tensor& x, Reduced over) {
+  return std::make_unique<Pieces>(std::move(place), Pieces::kSizes, x, Tensor(), std::move(over));
+}
+std::unique_ptr<Rule> extreme_size(Place place, const Tensor& x, const Tensor& result, Reduced over) {
+  return std::make_unique<Pieces>(std::move(place), Pieces::kExtremeSize, x, result, std::move(over));
+}
+std::unique_ptr<Rule> product_over(Place place, Tensor x, const Tensor& result, Reduced over) {
+  if (x.is_meta() || x.key_set().has(c10::DispatchKey::Python) || x.scalar_type() != result.scalar_type()) return nullptr;
+  if (at::eq(x, 0).any().item<bool>()) return nullptr;
+  return std::make_unique<ProductOver>(std::move(place), std::move(x), result, std::move(over));
 }
 std::unique_ptr<Rule> picked(Place place, Tensor indices, int64_t dim, bool keepdim) {
   return std::make_unique<Picked>(std::move(place), std::move(indices), dim, keepdim);

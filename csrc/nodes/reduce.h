@@ -1,5 +1,5 @@
 #pragma once
-// Rules for sums, means, variances, norms and maxima over dimensions. No dims: over all.
+// Rules for sums, means, variances, norms, products and maxima over dimensions. No dims: over all.
 #include <vector>
 
 #include "rule.h"
@@ -18,6 +18,11 @@ std::unique_ptr<Rule> variance(Place place, at::Tensor x, Reduced over, double c
 std::unique_ptr<Rule> deviation(Place place, at::Tensor x, const at::Tensor& result, Reduced over, double correction);
 // The Euclidean norm.
 std::unique_ptr<Rule> norm(Place place, at::Tensor x, const at::Tensor& result, Reduced over);
+// The norms of order 1, and of order infinity or minus infinity.
+std::unique_ptr<Rule> sum_of_sizes(Place place, const at::Tensor& x, Reduced over);
+std::unique_ptr<Rule> extreme_size(Place place, const at::Tensor& x, const at::Tensor& result, Reduced over);
+// Null where a factor is zero, which is looked for, or the dtype is changed.
+std::unique_ptr<Rule> product_over(Place place, at::Tensor x, const at::Tensor& result, Reduced over);
 // max, min, amax, amin by value: equal entries share the gradient.
 std::unique_ptr<Rule> extreme(Place place, const at::Tensor& x, const at::Tensor& result, Reduced over);
 // max and min along one dimension, by index.

@@ -2,7 +2,9 @@
 #include "nodes/shape.h"
 
 #include <ATen/ops/_index_put_impl.h>
+#include <ATen/ops/arange.h>
 #include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/diag_embed.h>
 #include <ATen/ops/diagonal_backward.h>
 #include <ATen/ops/gather.h>
 #include <ATen/ops/index.h>
@@ -122,6 +124,20 @@ Tensor padded(const Tensor& tensor, int64_t dim, int64_t before, int64_t after) 
   return at::constant_pad_nd(tensor, pad, 0);
 }
 
+// Whether elements may share a place.
+bool overlap(const Ints& sizes, const Ints& strides) {
+  std::vector<std::pair<int64_t, int64_t>> steps;  // of the dimensions, inner ones first
+  for (size_t i = 0; i < sizes.size(); ++i)
+    if (sizes[i] > 1) steps.emplace_back(strides[i], sizes[i]);
+  std::sort(steps.begin(), steps.end());
+  int64_t reached = 0;
+  for (const auto& [stride, size] : steps) {
+    if (stride <= reached) return true;
+    reached += stride * (size - 1);
+  }
+  return false;
+}
+
 }  // namespace
 
 std::unique_ptr<Rule> reshape(const Place& place) { return std::make_unique<Reshape>(place); }
@@ -223,6 +239,23 @@ std::unique_ptr<Rule> strided(const Place& place, const Part& view) {
   return linear(place, "slice", back, [view](const Tensor& z) { return view.in(view.laid(z)); });
 }
 
+std::unique_ptr<Rule> diag_embed(const Place& place, int64_t offset, int64_t dim1, int64_t dim2) {
+  return linear(
+      place, "diag_embed", [offset, dim1, dim2](const Tensor& z) { return z.diagonal(offset, dim1, dim2); },
+      [offset, dim1, dim2](const Tensor& z) { return at::diag_embed(z, offset, dim1, dim2); });
+}
+
+std::unique_ptr<Rule> trace(const Place& place) {
+  return linear(
+      place, "trace",
+      [in = place.sizes(0)](const Tensor& z) {
+        auto into = at::zeros(in, z.options());
+        into.diagonal().copy_(z);
+        return into;
+      },
+      [](const Tensor& z) { return z.trace(); });
+}
+
 std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step) {
   return linear(
       place, "unfold",
@@ -234,6 +267,31 @@ std::unique_ptr<Rule> overlap_add(const Place& place, int64_t dim, int64_t size,
   return linear(
       place, "overlap-add", [dim, size, step](const Tensor& z) { return windows(z, dim, size, step); },
       [out = output_sizes(place), dim, size, step](const Tensor& z) { return at::unfold_backward(z, out, dim, size, step); });
+}
+
+std::unique_ptr<Rule> as_strided(const Place& place, Ints sizes, Ints strides, int64_t offset) {
+  const auto in = place.sizes(0);
+  const int64_t all = c10::multiply_integers(in);
+  int64_t last = offset;
+  for (size_t i = 0; i < sizes.size(); ++i) last += (sizes[i] - 1) * strides[i];
+  if (offset < 0 || last >= all || c10::multiply_integers(sizes) == 0) return nullptr;
+  // The places that it reads, where one is read more than once.
+  Tensor index;
+  if (overlap(sizes, strides)) {
+    const auto places = at::arange(all, at::dtype(at::kLong).device(place.node->input_metadata(0).device()));
+    index = places.as_strided(sizes, strides, offset).reshape(-1);
+  }
+  const auto back = [in, all, sizes, strides, offset, index](const Tensor& z) {
+    auto into = at::zeros({all}, z.options());
+    if (index.defined()) return into.index_add_(0, index, z.reshape(-1)).view(in);
+    into.as_strided(sizes, strides, offset).copy_(z);
+    return into.view(in);
+  };
+  const auto forth = [sizes, strides, offset](const Tensor& z) {
+    const auto base = z.contiguous();
+    return base.as_strided(sizes, strides, base.storage_offset() + offset).clone();
+  };
+  return linear(place, "as_strided", back, forth, bytes_of({index}));
 }
 
 std::unique_ptr<Rule> constant_pad(const Place& place, Ints pad) {
@@ -278,6 +336,11 @@ std::unique_ptr<Rule> masked(const Place& place, const Tensor& mask) {
 }
 
 }  // namespace
+
+std::unique_ptr<Rule> cumsum(const Place& place, int64_t dim) {
+  const auto back = [dim](const Tensor& z) { return z.dim() ? z.flip(dim).cumsum(dim).flip(dim) : z; };
+  return linear(place, "cumsum", back, [dim](const Tensor& z) { return z.cumsum(dim); });
+}
 
 std::unique_ptr<Rule> index(const Place& place, const std::vector<Tensor>& indices) {
   size_t given = 0, first = 0;

@@ -1,5 +1,6 @@
 #pragma once
-// Rules for operations that move elements of one tensor: views, expansion, slices, indexing, padding. Linear, without parameters.
+// Rules for operations that move elements of one tensor, or add them up along a dimension: views, expansion, slices, indexing,
+// padding. Linear, without parameters.
 #include <optional>
 #include <vector>
 
@@ -29,8 +30,13 @@ std::unique_ptr<Rule> strided(const Place& place, const Part& view);
 std::unique_ptr<Rule> unfold(const Place& place, int64_t dim, int64_t size, int64_t step);
 // Its transpose: windows, added up where they overlap.
 std::unique_ptr<Rule> overlap_add(const Place& place, int64_t dim, int64_t size, int64_t step);
+std::unique_ptr<Rule> diag_embed(const Place& place, int64_t offset, int64_t dim1, int64_t dim2);
+std::unique_ptr<Rule> trace(const Place& place);
+// Of an input in one piece in order, `offset` elements from its first; null where some of it lies outside.
+std::unique_ptr<Rule> as_strided(const Place& place, std::vector<int64_t> sizes, std::vector<int64_t> strides, int64_t offset);
 std::unique_ptr<Rule> constant_pad(const Place& place, std::vector<int64_t> pad);
 std::unique_ptr<Rule> triangle(const Place& place, int64_t diagonal, bool upper);
+std::unique_ptr<Rule> cumsum(const Place& place, int64_t dim);
 
 // indices: undefined for a whole dimension; of integers, or of booleans as long as the dimensions that it indexes.
 std::unique_ptr<Rule> index(const Place& place, const std::vector<at::Tensor>& indices);
