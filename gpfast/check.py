@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 from torch.utils._pytree import tree_map
 
-from gpfast import graph, reference
+from gpfast import graph, once, reference
 from gpfast.checks import checked_score
 from gpfast.columns import columns, first_line
 from gpfast.compare import Comparison, Outcome, compared, compared_rounded, is_yardstick, stacked
@@ -135,7 +135,8 @@ def check(
     layers draws otherwise than the eager lines, and fails.)
 
     Returns a `Check`, whose `ok` is the verdict; with raise_on_failure a verdict against gpfast is an AssertionError
-    that holds the table. `progress` is told what runs, before it does. Raises what `gradient_penalty` raises.
+    that holds the table. `progress` is told what runs, before it does. Raises what `gradient_penalty` raises, and
+    RuntimeError, which names the operation, where the eager lines or gpfast cannot differentiate the critic twice.
     """
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"`draws` must be an integer of at least 1; got {draws!r}.")
@@ -144,10 +145,13 @@ def check(
     case = _Case(critic, like, at, output, args, kwargs, engine, options, progress, set())
     with overheard() as notes:
         progress("as it is called")
-        with Watch() as watch:  # first, for it says what is wrong with the arguments
+        with Watch() as watch, once.told("gpfast"):  # first, for it says what is wrong with the arguments
             case.run(real, fake, alpha=alpha, generator=cloned(generator), engine=engine)
         judge = _Judge(case, lambda draw: _points(real, fake, at, alpha, generator, draw), notes)
-        judge.judge(draws)
+        with once.told(
+            "The eager lines (gpfast.reference)", ", so there is nothing that gpfast can be checked against"
+        ):
+            judge.judge(draws)
     found = Check(
         about=about(critic, like),
         engine=_ran(engine, watch),
@@ -244,7 +248,8 @@ class _Case(NamedTuple):
             if parameters and value.requires_grad:
                 total = value.sum() if value.ndim else value
                 with twice_differentiable(critic, tensors_of(like)[0]):  # checkpoints run again
-                    gradients = torch.autograd.grad(total, list(parameters.values()), allow_unused=True)
+                    inputs = [*parameters.values(), *once.refusing(value)]
+                    gradients = torch.autograd.grad(total, inputs, allow_unused=True)[: len(parameters)]
         found = zip(parameters, gradients, strict=True)
         return Outcome(
             value.detach().double().sum(),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_iter, tree_map
 
-from gpfast import graph, tape
+from gpfast import graph, once, tape
 from gpfast.checks import check_arguments, checked_score
 from gpfast.columns import columns, digits
 from gpfast.cost import Cost
@@ -44,15 +44,15 @@ class Explanation:
     refused    Why the tape did not run; "" where it did.
     tape       What a step costs: the penalty and the gradient of every parameter. Where the tape did not run it is that
                of PyTorch's double backward between the fused ends.
-    reference  What the same step costs in the eager lines.
-    notes      What was warned of while the critic ran.
+    reference  What the same step costs in the eager lines; None where they cannot differentiate the critic twice.
+    notes      What was warned of while the critic ran, and why there is no reference.
     """
 
     about: str
     nodes: tuple[Node, ...]
     refused: str
     tape: Cost
-    reference: Cost
+    reference: Cost | None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -99,7 +99,8 @@ def explain(
     afterwards; other state that its forward leaves behind (a list it appends to) stays. A function is copied with the
     modules that it uses. `progress` is told what runs, before it does.
 
-    Raises ValueError for an engine without a tape, and else what `gradient_penalty` raises.
+    Raises ValueError for an engine without a tape, RuntimeError, which names the operation, where gpfast cannot
+    differentiate the critic twice, and else what `gradient_penalty` raises.
     """
     if engine not in ("auto", "tape"):
         raise ValueError(f"`engine` must be 'auto' or 'tape', for the tape is what is explained; got {engine!r}.")
@@ -111,22 +112,30 @@ def explain(
     with overheard() as notes, Watch() as watch:
         ours, reference = NodeCounter(watch), NodeCounter(watch)
         progress(engine)
-        step(ours, engine=engine, **options)
+        with once.told("gpfast"):
+            step(ours, engine=engine, **options)
         progress("reference")
+        eager, missing = functools.partial(step, engine="reference", **without_tape(options)), ""
         try:
-            step(reference, engine="reference", **without_tape(options))
+            try:
+                eager(reference)
+            except RuntimeError as error:
+                if "leaf Variable" not in str(error) or at in ("real", "fake"):
+                    raise
+                reference = NodeCounter(watch)  # the critic writes to its input
+                eager(reference, real=tree_map(as_made, real))
         except RuntimeError as error:
-            if "leaf Variable" not in str(error) or at in ("real", "fake"):
+            if not (missing := once.operation(error)):
                 raise
-            reference = NodeCounter(watch)  # the critic writes to its input
-            step(reference, engine="reference", **without_tape(options) | {"real": tree_map(as_made, real)})
+    if missing:
+        notes.append(once.sentence("The eager lines", missing) + "; gpfast's tape can.")
     refused = tape.absence() or watch.refused
     return Explanation(
         about=about(critic, fake if at == "fake" else real),
         nodes=() if refused else tuple(ours.nodes(watch.steps)),
         refused=refused,
         tape=ours.cost,
-        reference=reference.cost,
+        reference=None if missing else reference.cost,
         notes=tuple(notes),
     )
 
@@ -154,8 +163,9 @@ def _step(critic: Callable, counter: NodeCounter, *, real, fake, args, kwargs, o
             value = result[0] if isinstance(result, tuple) else result
             if ends:
                 point = tensors_of(fake if real is None else real)[0]
+                inputs = [*ends.values(), *once.refusing(value)]
                 with twice_differentiable(critic, point):  # checkpoints run again
-                    torch.autograd.grad(value.sum() if value.ndim else value, list(ends.values()), allow_unused=True)
+                    torch.autograd.grad(value.sum() if value.ndim else value, inputs, allow_unused=True)
 
 
 def _node_table(nodes: Sequence[Node]) -> str:
@@ -182,12 +192,14 @@ def _node_table(nodes: Sequence[Node]) -> str:
     return columns(lines, [False] * 5 + [True] * 3) + "\n" + legend
 
 
-def _totals(engine: str, ours: Cost, reference: Cost) -> str:
+def _totals(engine: str, ours: Cost, reference: Cost | None) -> str:
     lines = [["a step", "launches", "GFLOP", "peak MB"]]
     for name, cost in ((engine, ours), ("reference", reference)):
-        lines.append([name, f"{cost.launches:,}", digits(cost.flop / 1e9), digits(cost.peak_bytes / 1e6)])
-    pairs = [(getattr(ours, n), getattr(reference, n)) for n in ("launches", "flop", "peak_bytes")]
-    lines.append(["share", *(_percent(a, b) for a, b in pairs)])
+        if cost:
+            lines.append([name, f"{cost.launches:,}", digits(cost.flop / 1e9), digits(cost.peak_bytes / 1e6)])
+    if reference:
+        pairs = [(getattr(ours, n), getattr(reference, n)) for n in ("launches", "flop", "peak_bytes")]
+        lines.append(["share", *(_percent(a, b) for a, b in pairs)])
     return columns(lines, [False, True, True, True])
 
 

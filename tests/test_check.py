@@ -363,6 +363,43 @@ def test_errors_are_those_of_the_penalty(critic, data):
         gpfast.check("critic", *data)
 
 
+class Once(torch.autograd.Function):
+    """The square, whose gradient cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def test_an_operation_that_pytorch_differentiates_only_once_is_named(data):
+    critic = small_critic(nn.Hardsigmoid)
+    words = "The eager lines .* cannot differentiate this critic twice: .* no second derivative of hardsigmoid"
+    with pytest.raises(RuntimeError, match=f"{words}, so there is nothing"):
+        gpfast.check(critic, *data)
+    with pytest.raises(RuntimeError, match=f"{words}, so there is nothing"):
+        gpfast.check(critic.double(), *(x.double() for x in data))
+
+
+@pytest.mark.parametrize("engine", ["tape", "autograd", "reference"])
+@pytest.mark.parametrize("name", ["a function", "cdist"])
+def test_what_no_engine_can_differentiate_twice_is_told(data, name, engine):
+    if engine == "tape" and not _extension.available:
+        pytest.skip("needs the C++ extension")
+    first, last, rows = nn.Linear(6, 4), nn.Linear(4, 1), torch.ones(4, 4)
+    after, operation = {
+        "a function": (Once.apply, "a function that is marked with @once_differentiable"),
+        "cdist": (lambda h: torch.cdist(h, rows), "cdist"),
+    }[name]
+    with pytest.raises(RuntimeError, match=f"cannot differentiate this critic twice: .* derivative of {operation}"):
+        gpfast.check(lambda x: last(after(first(x))), *data, engine=engine)
+
+
 def test_draws_are_compared_together():
     one = torch.ones((), dtype=torch.float64)
     draws = [Outcome(k * one, {"w": k * one, "b": None}, norms=k * torch.ones(3)) for k in (1.0, 2.0)]

@@ -235,6 +235,22 @@ def test_errors_are_those_of_the_penalty(critic, real):
         gpfast.explain(critic, real, wait=10)
 
 
+@needs_tape
+def test_a_critic_that_the_eager_lines_cannot_differentiate_twice_is_explained_without_them(real):
+    found = gpfast.explain(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardsigmoid(), nn.Flatten()), real)
+    assert [row.rule for row in found.nodes][1:] == ["gate", "view"] and found.reference is None
+    words = "The eager lines cannot differentiate this critic twice: PyTorch has no second derivative of hardsigmoid"
+    assert any(note.startswith(words) for note in found.notes)
+    text = " ".join(str(found).split())
+    assert words in text and "share" not in text and "tape " in text
+
+
+def test_a_critic_that_gpfast_cannot_differentiate_twice_is_an_error_that_names_the_operation(real):
+    layer = nn.Linear(3 * 8 * 8, 4)
+    with pytest.raises(RuntimeError, match="gpfast cannot differentiate this critic twice: .* derivative of cdist"):
+        gpfast.explain(lambda x: torch.cdist(layer(x.flatten(1)), torch.ones(3, 4)).sum(1), real)
+
+
 # the command line
 
 
