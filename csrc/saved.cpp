@@ -156,6 +156,17 @@ void bilinear_maps(Table& table) {
     if (!plain(node, place)) return nullptr;
     return distances(place, input(node.x1_), input(node.x2_), result(node.result_, node));
   });
+  on<CdistBackward0>(table, [](auto& node, const Place& place) -> Made {
+    auto u = input(node.x1_), w = input(node.x2_);
+    const auto y = result(node.result_, node);
+    if (node.p != 2 || !plain(node, place) || !y.numel() || u.scalar_type() != w.scalar_type()) return nullptr;
+    return distances(place, std::move(u), std::move(w), y);
+  });
+  on<LinalgCrossBackward0>(table, [](auto& node, const Place& place) -> Made {
+    auto u = input(node.self_), w = input(node.other_);
+    const bool alike = !u.defined() || !w.defined() || u.scalar_type() == w.scalar_type();
+    return plain(node, place) && alike ? cross(place, std::move(u), std::move(w), node.dim) : nullptr;
+  });
 }
 
 // Convolutions: nodes/convolution.h
@@ -509,6 +520,24 @@ Made error_of(T& node, const Place& place, double width, double scale) {
   return error_rule(place, {input(node.self_), input(node.target_), width, scale}, node.reduction);
 }
 
+void inverses(Table& table) {
+  on_local<AsinBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return inverse_rule(place, input(node.self_), {1, -1, -0.5});
+  });
+  on_local<AcosBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return inverse_rule(place, input(node.self_), {1, -1, -0.5, -1});
+  });
+  on_local<AsinhBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return inverse_rule(place, input(node.self_), {1, 1, -0.5});
+  });
+  on_local<AcoshBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return inverse_rule(place, input(node.self_), {-1, 1, -0.5});
+  });
+  on_local<AtanhBackward0>(table, [](auto& node, const Place& place) -> Made {
+    return inverse_rule(place, input(node.self_), {1, -1, -1});
+  });
+}
+
 void functions_of_several(Table& table) {
   on_local<AddcmulBackward0>(table, [](auto& node, const Place& place) -> Made {
     return addcmul_rule(place, input(node.tensor1_), input(node.tensor2_), node.value.toDouble());
@@ -658,7 +687,7 @@ void curved_reductions(Table& table) {
 
 void arithmetic_and_reductions(Table& table) {
   for (auto* add :
-       {&linear_arithmetic, &products, &functions_of_several, &selections, &linear_reductions, &curved_reductions})
+       {&linear_arithmetic, &products, &inverses, &functions_of_several, &selections, &linear_reductions, &curved_reductions})
     add(table);
 }
 

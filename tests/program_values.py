@@ -35,6 +35,8 @@ SMOOTH = each(
     "F.tanhshrink({v})",
     "torch.erf({v})",
     "torch.atan({v})",
+    "torch.asinh({v})",
+    "torch.acos(0.9 * torch.sin({v}))",
     "torch.expm1(0.3 * {v})",
     "torch.log1p({v}.square())",
     "torch.sinc({v})",
@@ -227,7 +229,8 @@ PRODUCTS = [
     (ranks_from(1), lambda b, v: f"{v}.softmax({dim(b, v)})"),
     (ranks_from(1), lambda b, v: f"{v}.log_softmax({dim(b, v)})"),
     (ranks_from(1), glu),
-    (rank(2), same_shape(lambda b, v, w: f"torch.cdist({v}, {w} + 1)")),
+    (rank(2), same_shape(lambda b, v, w: f"torch.cdist({v}, {w} + 1, compute_mode='use_mm_for_euclid_dist')")),
+    (ranks_from(1), lambda b, v: f"torch.linalg.cross({v}, {b.variable(v.shape)}, dim={v.shape.index(3)})"),
     (rank(2), lambda b, v: f"torch.cdist({v}, {b.weight(3, v.shape[1])}, compute_mode='use_mm_for_euclid_dist')"),
     (rank(2, 3), same_shape(lambda b, v, w: f"F.cosine_similarity({v}, {w} + 0.3, dim=-1, eps=0.01)")),
 ]

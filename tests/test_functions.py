@@ -131,6 +131,14 @@ def test_other_dtypes_run_alone():
     agree(lambda x: torch.complex(x, x.sin()).pow(torch.tensor([1.5])).real, numbers(*SIZES), alone="PowBackward1")
 
 
+@pytest.mark.parametrize("name", ["asin", "acos", "asinh", "acosh", "atanh"])
+def test_inverses_of_circular_and_hyperbolic_functions(name):
+    inside = (lambda h: h.exp() + 1.1) if name == "acosh" else (lambda h: h.sin() * 0.9)
+    w = parameter(5)
+    everywhere(lambda h: getattr(torch, name)(inside(h)) * w, numbers(*SIZES), [w], rule="inverse")
+    everywhere(lambda h: getattr(torch, name)(inside(h * w)), numbers(*SIZES), [w], rule="inverse")
+
+
 @pytest.mark.parametrize("name", ["fmax", "fmin"])
 def test_the_larger_of_two_where_nan_counts_as_absent(name):
     operation, w, x = getattr(torch, name), parameter(5), numbers(*SIZES)

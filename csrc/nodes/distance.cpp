@@ -3,6 +3,7 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/ops/eq.h>
 #include <ATen/ops/matmul.h>
+#include <ATen/ops/mean.h>
 #include <ATen/ops/reciprocal.h>
 #include <ATen/ops/sum.h>
 
@@ -17,6 +18,10 @@ class Distances final : public Rule {
  public:
   Distances(const Place& place, Tensor u, Tensor w, const Tensor& y) : Rule(place), u_(std::move(u)), w_(std::move(w)) {
     over_ = at::reciprocal(y).masked_fill_(at::eq(y, 0), 0);
+    // Only differences count: of rows near zero they round least.
+    const Tensor center = at::mean(w_, {-2}, true);
+    u_ = u_ - center;
+    w_ = w_ - center;
   }
   const char* name() const override { return "distances"; }
   bool bends() const override { return true; }
@@ -26,7 +31,7 @@ class Distances final : public Rule {
     Values out(2);
     Tensor r = a[0] * over_;
     for (size_t i : {0, 1})
-      if (place.live(i)) out[i] = apart(i, r, u_, w_);
+      if (place.live(i)) out[i] = to_input(apart(i, r, u_, w_), i);
     if (place.any_wanted()) r_ = std::move(r);
     return out;
   }
@@ -38,7 +43,7 @@ class Distances final : public Rule {
     if (t_u.defined()) change = at::sum(u_ * t_u, {-1}, true) - at::matmul(t_u, transposed(w_));
     if (t_w.defined()) accumulate(change, transposed(at::sum(w_ * t_w, {-1}, true)) - at::matmul(u_, transposed(t_w)));
     change.mul_(over_);
-    for (size_t i : {0, 1}) parts_[i] = place.wanted(i) ? apart(i, r, t_u, t_w) : Tensor();
+    for (size_t i : {0, 1}) parts_[i] = place.wanted(i) ? to_input(apart(i, r, t_u, t_w), i) : Tensor();
     change_ = place.any_wanted() ? change * r : Tensor();
     if (place.tangent) out[0] = std::move(change);
     return out;
@@ -52,13 +57,14 @@ class Distances final : public Rule {
     for (size_t i : {0, 1}) {
       if (!place.wanted(i)) continue;
       out[i] = std::move(parts_[i]);
-      if (r.defined()) accumulate(out[i], apart(i, r, u_, w_));
+      if (r.defined()) accumulate(out[i], to_input(apart(i, r, u_, w_), i));
     }
     if (!keep) u_ = w_ = over_ = Tensor();
     return out;
   }
 
  private:
+  Tensor to_input(Tensor z, size_t i) const { return reduced_to(std::move(z), place.sizes(i), place.dtype(i)); }
   // The sum over the other's rows of r times a row's difference from them; of what is absent, zero.
   static Tensor apart(size_t i, Tensor r, const Tensor& u, const Tensor& w) {
     if (i == 1) r = transposed(r);

@@ -4,7 +4,7 @@
 
 namespace gpfast {
 
-// y_ij = |u_i - w_j|, Euclidean, where torch.cdist makes it by a product of matrices. Either may be live.
+// y_ij = |u_i - w_j|, Euclidean, in batches that are broadcast: torch.cdist. Either may be live.
 std::unique_ptr<Rule> distances(const Place& place, at::Tensor u, at::Tensor w, const at::Tensor& y);
 
 }  // namespace gpfast

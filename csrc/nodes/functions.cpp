@@ -1,4 +1,4 @@
-// Rules for elementwise functions of several tensors.
+// Rules for elementwise functions of several tensors, and rare ones of one.
 #include "nodes/functions.h"
 
 #include <ATen/ExpandUtils.h>
@@ -216,6 +216,16 @@ struct Logaddexp {
   }
 };
 
+struct InverseOf {
+  Inverse of;
+  static bool curved(size_t, size_t) { return true; }
+  Tensor inner(const Tensor& h) const { return h * h * of.square + of.one; }
+  Derivative slope(const Values& saved, size_t) const { return {at::pow(inner(saved[0]), of.power), of.factor}; }
+  Derivative curve(const Values& saved, size_t, size_t) const {
+    return {at::pow(inner(saved[0]), of.power - 1) * saved[0], 2 * of.factor * of.power * of.square};
+  }
+};
+
 struct Error {
   double width, scale;
   static bool curved(size_t, size_t) { return true; }
@@ -264,6 +274,10 @@ std::unique_ptr<Rule> hypotenuse_rule(const Place& place, Tensor u, Tensor w, Te
 }
 std::unique_ptr<Rule> logaddexp_rule(const Place& place, Tensor u, Tensor w, double rate) {
   return made(place, "logaddexp", Logaddexp{rate}, {std::move(u), std::move(w)});
+}
+
+std::unique_ptr<Rule> inverse_rule(const Place& place, Tensor h, const Inverse& of) {
+  return made(place, "inverse", InverseOf{of}, {std::move(h)});
 }
 
 std::unique_ptr<Rule> error_rule(const Place& place, ErrorOf error, int64_t reduction) {

@@ -1,6 +1,7 @@
 #include "nodes/trilinear.h"
 
 #include <ATen/ops/_trilinear.h>
+#include <ATen/ops/linalg_cross.h>
 
 namespace gpfast {
 namespace {
@@ -72,7 +73,62 @@ class Triple final : public Rule {
   std::array<Tensor, 3> parts_;
 };
 
+// y = u x w: a_u = w x a, a_w = a x u, t_y = t_u x w + u x t_w; b_u is of b likewise, and t_w x a besides.
+class Cross final : public Rule {
+ public:
+  Cross(const Place& place, Tensor u, Tensor w, int64_t dim) : Rule(place), factors_{std::move(u), std::move(w)}, dim_(dim) {}
+  const char* name() const override { return "cross"; }
+  bool bends() const override { return place.only(0b11); }
+  int64_t kept() const override { return bytes_of({factors_[0], factors_[1], a_, parts_[0], parts_[1]}); }
+
+  Values adjoint(Values a) override {
+    Values out(2);
+    for (size_t i : {0, 1}) {
+      if (place.live(i)) out[i] = pulled(i, a[0], factors_[1 - i]);
+      if (place.wanted(i) && place.live(1 - i)) a_ = a[0];
+    }
+    return out;
+  }
+
+  Values tangent(Values t) override {
+    Values out(place.outputs);
+    const Tensor a = take(a_);
+    for (size_t i : {0, 1}) {
+      const bool moved = place.live(i) && t[i].defined();
+      parts_[1 - i] = moved && place.wanted(1 - i) ? pulled(1 - i, a, t[i]) : Tensor();
+      if (moved && place.tangent) accumulate(out[0], i == 0 ? product(t[0], factors_[1]) : product(factors_[0], t[1]));
+    }
+    if (!keep && !place.bent) factors_[0] = factors_[1] = Tensor();
+    return out;
+  }
+
+  Values second(Values b) override {
+    Values out(2);
+    for (size_t i : {0, 1}) {
+      if (!place.wanted(i)) continue;
+      out[i] = std::move(parts_[i]);
+      if (b[0].defined()) accumulate(out[i], pulled(i, b[0], factors_[1 - i]));
+    }
+    if (!keep) factors_[0] = factors_[1] = Tensor();
+    return out;
+  }
+
+ private:
+  Tensor product(const Tensor& u, const Tensor& w) const { return at::linalg_cross(u, w, dim_); }
+  Tensor pulled(size_t i, const Tensor& z, const Tensor& other) const {
+    return reduced_to(i == 0 ? product(other, z) : product(z, other), place.sizes(i), place.dtype(i));
+  }
+
+  Tensor factors_[2];
+  int64_t dim_;
+  Tensor a_, parts_[2];
+};
+
 }  // namespace
+
+std::unique_ptr<Rule> cross(const Place& place, Tensor u, Tensor w, int64_t dim) {
+  return std::make_unique<Cross>(place, std::move(u), std::move(w), dim);
+}
 
 std::unique_ptr<Rule> trilinear(const Place& place, Trilinear product) {
   return std::make_unique<Triple>(place, std::move(product));

@@ -1,5 +1,5 @@
 #pragma once
-// The rule for sums of products of three tensors: F.bilinear.
+// Rules for sums of products of three tensors, F.bilinear, and for products of vectors in space.
 #include <array>
 #include <vector>
 
@@ -15,5 +15,7 @@ struct Trilinear {
 };
 // Any of the factors may be live.
 std::unique_ptr<Rule> trilinear(const Place& place, Trilinear product);
+// u x w along dim, with broadcasting. Either may be live.
+std::unique_ptr<Rule> cross(const Place& place, at::Tensor u, at::Tensor w, int64_t dim);
 
 }  // namespace gpfast
