@@ -377,6 +377,7 @@ class Once(torch.autograd.Function):
         return 2 * ctx.saved_tensors[0] * grad
 
 
+@needs_tape
 def test_an_operation_that_pytorch_differentiates_only_once_is_named(data):
     critic = small_critic(nn.Hardsigmoid)
     words = "The eager lines .* cannot differentiate this critic twice: .* no second derivative of hardsigmoid"
