@@ -280,7 +280,6 @@ ALONE = {
     "LinalgVectorNormBackward0": lambda z: torch.linalg.vector_norm(z, dim=1) + 0j,
     "PolarBackward0": lambda z: torch.polar(z.real.exp(), z.imag),
     "VdotBackward0": lambda z: torch.vdot(z[0, 0], z[1, 0]).expand(4, 1),
-    "CumsumBackward0": lambda z: z.cumsum(1),
     "ProdBackward1": lambda z: z.prod(1),
 }
 
@@ -303,6 +302,9 @@ FURTHER = {
     "softmax of magnitudes": lambda z: z.abs().softmax(-1) * z,
     "complex addition by a complex factor": lambda z: torch.add(z, z * 2, alpha=1 + 1j),
     "complex product by a complex factor": lambda z: torch.addmm(z[0], z[0], MIXING, alpha=1j),
+    "running sum": lambda z: z.cumsum(1),
+    "differences": lambda z: z.diff(dim=-1),
+    "sum of a diagonal": lambda z: z[0].trace() * z,
     "outer sum": lambda z: torch.kron(z[0], z[0, :1]),
 }
 
