@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tape_checks import agree, agree_low, autograd_gradients, cubic_loss
+from tape_checks import adjoints_made_again, agree, agree_low, autograd_gradients, cubic_loss
 
 import gpfast
 
@@ -144,3 +144,63 @@ def test_low_precision(dtype):
         return lambda x: (torch.bmm(x @ first, (x @ second).mT) / 8).tanh() @ x, [first, second]
 
     agree_low(make, points(3, 8, 8) / 2, dtype)
+
+
+FACTOR = torch.linspace(0.5, 2, 15, dtype=torch.float64).view(3, 5)
+# What lies between a product and the curve that makes adjoints again.
+BETWEEN = {
+    "nothing": lambda y: y,
+    "a number": lambda y: 3 * y,
+    "a factor": lambda y: y.view(4, 3, 5) * FACTOR,
+    "a factor that is broadcast": lambda y: y[None] * torch.linspace(1, 2, 2, dtype=y.dtype).view(2, 1, 1),
+    "a sum": lambda y: 1 - y,
+    "a view and a sum": lambda y: y.view(4, 3, 5) + FACTOR,
+    "a cast": lambda y: y.float().double(),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+@pytest.mark.parametrize("form", ["mm", "addmm", "bmm"])
+def test_an_adjoint_that_the_reader_makes_again_is_not_held(form, name):
+    w, c = parameter(4, 5), parameter(5)
+    tolerance = 1e-6 if name == "a cast" else 1e-10
+    product = {
+        "mm": lambda x: x.mm(w),
+        "addmm": lambda x: torch.addmm(c, x, w),
+        "bmm": lambda x: x.view(2, 6, 4).bmm(torch.stack([w, w * c])).view(12, 5),
+    }[form]
+
+    def critic(x):
+        return BETWEEN[name](product(x)).tanh().flatten(1)
+
+    def shared(x):
+        y = product(x)
+        return critic(x).flatten() @ critic(x).flatten() + BETWEEN[name](y).tanh().sum() * y
+
+    kept = []
+
+    def loss(y, g):
+        lines = [line.split("\t") for line in torch.ops.gpfast.describe(g)]
+        kept.append(sum(int(held) for _, rule, *_, held in lines if rule == "linear"))
+        return g.square().sum()
+
+    x = points(12, 4)
+    gpfast.input_gradient_loss(critic, x, loss, engine="tape")
+    with adjoints_made_again():
+        gpfast.input_gradient_loss(critic, x, loss, engine="tape")
+        for function in (critic, shared, lambda x: critic(x.sin())):
+            agree(function, x, [w, c], tolerance=tolerance)
+        found = gpfast.gradient_penalty(
+            lambda x: critic(x).sum(1), x, x + 1, alpha=0.5, reduction="none", engine="tape"
+        )
+    expected = gpfast.gradient_penalty(
+        lambda x: critic(x).sum(1), x, x + 1, alpha=0.5, reduction="none", engine="autograd"
+    )
+    assert kept[0] - kept[1] == 12 * 5 * 8
+    if critic(x).shape[0] != 12:
+        return
+    for weights in torch.eye(12, dtype=torch.float64)[:2]:
+        ours, theirs = (torch.autograd.grad(p, [w], weights, retain_graph=True)[0] for p in (found, expected))
+        torch.testing.assert_close(
+            ours, theirs, rtol=1e-5 if name == "a cast" else 1e-9, atol=1e-7 if name == "a cast" else 1e-10
+        )

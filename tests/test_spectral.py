@@ -235,6 +235,8 @@ CRITICS = {
     "log spectrum": (LogSpectrum, (2, 2, 8, 8), ["rfft", "view as real"]),
     "round trip": (RoundTrip, (2, 1, 30), ["modulus", "overlap-add", "irfft"]),
 }
+
+
 def critic_of(name):
     torch.manual_seed(5)
     critic, sizes, rules = CRITICS[name]

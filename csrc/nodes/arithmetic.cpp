@@ -8,6 +8,8 @@
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros.h>
 
+#include <algorithm>
+
 #include "nodes/elementwise.h"
 
 namespace gpfast {
@@ -23,6 +25,7 @@ class Combination final : public Elementwise {
   const char* name() const override { return name_; }
   Values adjoint(Values a) override {
     see(a[0]);
+    above_ = reader;
     return back(std::move(a[0]), &Input::live);
   }
   Values tangent(Values t) override {
@@ -38,6 +41,16 @@ class Combination final : public Elementwise {
   }
   Values second(Values b) override { return back(std::move(b[0]), &Input::wanted); }
   bool takes_second() const override { return true; }
+  bool repeats_adjoint() const override {
+    const auto live = std::count_if(place.inputs.begin(), place.inputs.end(), [](const Input& input) { return input.live; });
+    return live == 1 && above_ && above_->repeats_adjoint();
+  }
+  Tensor adjoint_again() const override {
+    auto inputs = back(above_->adjoint_again(), &Input::live);
+    for (auto& input : inputs)
+      if (input.defined()) return std::move(input);
+    return {};
+  }
   int64_t kept() const override { return 0; }
 
  private:
@@ -61,6 +74,7 @@ class Combination final : public Elementwise {
 
   const char* name_;
   std::vector<double> factors_;
+  Rule* above_ = nullptr;  // the reader while adjoints arrived
 };
 
 class Selection final : public Elementwise {

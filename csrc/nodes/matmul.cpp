@@ -68,11 +68,12 @@ class Matmul final : public Rule {
       sizes_ = Sizes(values[0].sizes());
       out[addend_] = of_addend(values[0]);
     }
+    repeats_ = repeated_above(values[0]) ? reader : nullptr;
     const Tensor a = output_as_matrix(std::move(values[0]));
     for (const int side : kSides) {
       const auto& factor = factors_[side];
       if (factor.live) out[factor.input] = as_vector(gradient(side, a, conjugate(other(side).value), {}), factor.vector);
-      if (meets_tangent(side)) a_ = a;
+      if (meets_tangent(side) && !repeats_) a_ = a;
       if (!(factor.live && place.tangent) && !meets_second(side)) other(side).value.reset();
     }
     return out;
@@ -85,6 +86,7 @@ class Matmul final : public Rule {
     if (place.tangent) out[0] = pushed(live_addend() ? std::move(t[addend_]) : Tensor());
     for (const int side : kSides) {
       if (!meets_tangent(side)) other(side).tangent.reset();
+      else if (repeats_ && !a_.defined() && other(side).tangent.defined()) a_ = output_as_matrix(repeats_->adjoint_again());
       if (!meets_second(side)) take(other(side).value);
     }
     if (!place.bent || parts_are_smaller()) make_parts();
@@ -187,7 +189,8 @@ class Matmul final : public Rule {
       factor.part = gradient(side, a_, conjugate(other(side).tangent), arrived(factor));
       other(side).tangent.reset();
     }
-    take(a_);
+    if (repeats_) a_.reset();
+    else take(a_);
   }
 
   // Of a gradient that goes where the factor's own goes, as far as that can be added to.
@@ -215,6 +218,7 @@ class Matmul final : public Rule {
   Side factors_[2];
   Sizes sizes_;  // of the output, where the addend is live
   Tensor a_;
+  Rule* repeats_ = nullptr;  // the adjoint, which is then held from the tangent on
 };
 
 }  // namespace

@@ -20,6 +20,7 @@ class Product final : public Elementwise {
   Values adjoint(Values a) override {
     Tensor z = std::move(a[0]);
     see(z);
+    above_ = reader;
     if (mixed(0) || mixed(1)) a_ = z;
     for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);
@@ -56,6 +57,14 @@ class Product final : public Elementwise {
     }
     return out;
   }
+  bool repeats_adjoint() const override {
+    const bool one = place.live(0) != place.live(1);
+    return one && others_[place.live(0) ? 0 : 1].defined() && above_ && above_->repeats_adjoint();
+  }
+  Tensor adjoint_again() const override {
+    const size_t live = place.live(0) ? 0 : 1;
+    return to_input(times(above_->adjoint_again(), others_[live]), live);
+  }
   OfRows of_rows() const override {
     const size_t live = place.live(0) ? 0 : 1;
     const auto& factor = others_[live];
@@ -76,6 +85,7 @@ class Product final : public Elementwise {
     else accumulate(part, to_input(times(std::move(b), conjugate(others_[i])), i));
   }
 
+  Rule* above_ = nullptr;  // the reader while adjoints arrived
   Tensor others_[2];  // what each input is multiplied with
   Tensor a_;
   Tensor parts_[2];  // of what each input gets: a times the other's tangent
