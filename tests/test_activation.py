@@ -131,6 +131,20 @@ def test_any_number_of_elements(sizes):
     agree(lambda x: F.silu(x * w) * w, numbers(*sizes), [w], rule="activation")
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("sizes", [(40_001,), (5, 130, 9, 8)], ids=str)
+@pytest.mark.parametrize(
+    "function", [torch.sin, torch.cosh, lambda z: (z * z + 1) ** 1.7], ids=["sin", "cosh", "power"]
+)
+def test_formulas_of_pytorch_in_pieces(function, sizes, threads):
+    w, before = torch.linspace(0.5, 1, sizes[-1], dtype=torch.float64).requires_grad_(), torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        agree(lambda x: function(function(x * w) * w), torch.randn(sizes, dtype=torch.float64), [w], rule="activation")
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_no_elements_and_no_dimensions():
     agree(lambda x: torch.tanh(x[:, :0] * 2).sum(1) + x.sum(1), numbers(4, 3), rule="activation")
     w = weights(())

@@ -1,6 +1,9 @@
 // The CPU kernels of the smooth activations: a piece's derivatives are laid out in the cache, then applied.
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
+#include <ATen/ops/as_strided.h>
+
+#include <algorithm>
 
 #include "ops/activation.h"
 #include "ops/activation_formulas.h"
@@ -117,10 +120,24 @@ void with_derivatives(const at::Tensor& saved, const Curve& by, bool second, con
   });
 }
 
+// For activations without a fused kernel: the plain formula on pieces that stay in the cache, with all that it makes on the way.
+// apply(piece), where piece(tensor) is that part of it.
+template <typename F>
+void in_plain_pieces(const at::Tensor& saved, const F& apply) {
+  constexpr int64_t kPlainPiece = 1 << 14;
+  at::parallel_for(0, saved.numel(), kPlainPiece, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; i += kPlainPiece) {
+      const int64_t n = std::min(kPlainPiece, end - i);
+      apply([i, n](const at::Tensor& z) { return at::as_strided(z, {n}, {1}, z.storage_offset() + i); });
+    }
+  });
+}
+
 }  // namespace
 
 void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out) {
-  if (!fused(by.kind)) return slope_plain(z, saved, by, out);
+  if (!fused(by.kind))
+    return in_plain_pieces(saved, [&](const auto& piece) { slope_plain(piece(z), piece(saved), by, piece(out)); });
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "slope", [&] {
     const auto* from = z.const_data_ptr<scalar_t>();
     auto* to = out.mutable_data_ptr<scalar_t>();
@@ -132,7 +149,10 @@ void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, co
 
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
                          const at::Tensor& out, const at::Tensor& bend) {
-  if (!fused(by.kind)) return slope_and_curve_plain(t, a, saved, by, out, bend);
+  if (!fused(by.kind))
+    return in_plain_pieces(saved, [&](const auto& piece) {
+      slope_and_curve_plain(piece(t), piece(a), piece(saved), by, piece(out), piece(bend));
+    });
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, t.scalar_type(), "slope_and_curve", [&] {
     const auto* tangent = t.const_data_ptr<scalar_t>();
     const auto* adjoint = a.const_data_ptr<scalar_t>();
@@ -144,7 +164,8 @@ void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Ten
 }
 
 void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by) {
-  if (!fused(by.kind)) return add_slope_plain(into, z, saved, by);
+  if (!fused(by.kind))
+    return in_plain_pieces(saved, [&](const auto& piece) { add_slope_plain(piece(into), piece(z), piece(saved), by); });
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "add_slope_", [&] {
     const auto* from = z.const_data_ptr<scalar_t>();
     auto* to = into.mutable_data_ptr<scalar_t>();
