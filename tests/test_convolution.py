@@ -467,6 +467,18 @@ def test_a_weight_of_several_uses_has_one_gradient(name):
     assert peaks[1] - peaks[0] < 8 * (4 * x.nbytes + layer.weight.nbytes // 2)
 
 
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("curved", [False, True])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_kernels_of_few_channels(channels, curved, batch):
+    """As over the embeddings of words, in the layout that suits the sweep."""
+    layers = [nn.Conv2d(channels, 20, (4, 24)), nn.Softplus() if curved else nn.LeakyReLU(0.2), nn.Flatten()]
+    critic = nn.Sequential(*layers, nn.Linear(20 * 37, 1))
+    x = torch.randn(batch, channels, 40, 24, dtype=torch.float64)
+    agree(critic.double(), x, critic.parameters(), rule="convolution")
+    agree_low(lambda dtype: (critic.to(dtype), list(critic.parameters())), x, torch.float32)
+
+
 def test_one_sample_of_a_map_of_scores_is_not_unfolded():
     critic = nn.Sequential(nn.Conv2d(3, 32, 3), nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(32, 1, 3))
     x = torch.randn(1, 3, 64, 64)

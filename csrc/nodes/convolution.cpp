@@ -118,7 +118,7 @@ class Convolution final : public Rule {
       const Tensor b = arranged(std::move(values[0]));
       if (place.wanted(1)) {
         const Tensor h = take(input_);
-        if (summed_ != Summed::as_it_comes || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
+        if (summed_ != Summed::as_it_comes || slow_the_other_way() || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
           if (place.wanted(0)) below = data_gradient(b);
           add_weight_gradient(gradient, b, h);
         } else {
@@ -191,11 +191,19 @@ class Convolution final : public Rule {
     return layout_ != Layout::as_it_comes && z.size(0) == 1 && small_kernel && z.numel() <= kSmallSample && elements_ > kSmallSample;
   }
 
-  Tensor data_gradient(const Tensor& z) const {
+  // Large kernels of few channels (of words' embeddings, say): the other way oneDNN is up to forty times as slow in channels_last.
+  bool slow_the_other_way() const {
+    constexpr int64_t kLargeKernel = 64;
+    const bool few = weight_.size(1) < kFewChannels && weight_.numel() >= kLargeKernel * weight_.size(0) * weight_.size(1);
+    return layout_ == Layout::channels_last && few && !options_.transposed && options_.groups == 1;
+  }
+
+  Tensor data_gradient(const Tensor& values) const {
     const auto& o = options_;
+    const Tensor z = slow_the_other_way() ? contiguous(values) : values;
     if (unfolds(z)) {
       const auto last = weight_.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
-      const auto format = layout_ == Layout::channels_last ? last : at::MemoryFormat::Contiguous;
+      const auto format = layout_ == Layout::channels_last && !slow_the_other_way() ? last : at::MemoryFormat::Contiguous;
       return std::get<0>(backward(z, at::empty(sizes_, z.options(), format), weight_, {true, false, false}));
     }
     return at::convolution(z, weight_, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(), o.groups);
