@@ -188,7 +188,8 @@ class Convolution final : public Rule {
   bool unfolds(const Tensor& z) const {
     constexpr int64_t kSmallSample = 20480;
     const bool small_kernel = weight_.size(-1) <= 3 || weight_.size(-2) <= 3;
-    return layout_ != Layout::as_it_comes && z.size(0) == 1 && small_kernel && z.numel() <= kSmallSample && elements_ > kSmallSample;
+    const bool small = z.size(0) == 1 && z.numel() <= kSmallSample && elements_ > kSmallSample;
+    return layout_ != Layout::as_it_comes && small && small_kernel;
   }
 
   // Large kernels of few channels (of words' embeddings, say): the other way oneDNN is up to forty times as slow in channels_last.
@@ -222,9 +223,9 @@ class Convolution final : public Rule {
     return true;
   }
 
-  // Gradient and convolution both take memory of the weight's size while they run. The gradient stays, and takes less beside it where
-  // it is made in blocks; the convolution's result stays, and the adjoint until the gradient is made. Where second adjoints will
-  // come, and more is held, the gradient comes last.
+  // Gradient and convolution both take memory of the weight's size while they run. The gradient stays, and takes less beside it
+  // where it is made in blocks; the convolution's result stays, and the adjoint until the gradient is made. Where second adjoints
+  // will come, and more is held, the gradient comes last.
   bool gradient_is_best_first() const {
     const int64_t weight = static_cast<int64_t>(weight_.nbytes());
     return weight <= 2 * weight / blocks(onto[1]) + adjoint_bytes_;
@@ -303,16 +304,23 @@ class Convolution final : public Rule {
     });
   }
 
+  // As fast or faster for adjoints of few pixels, where the weight is what is large, or its kernel, in one part; else up to a
+  // twentieth slower.
+  bool turned_in_channels_last(const Tensor& z, const Tensor& h, int64_t parts) const {
+    const bool large_kernel = parts == 1 && weight_.size(2) * weight_.size(3) > kFewPixels;
+    return z.size(2) * z.size(3) <= kFewPixels && (large_kernel || 8 * (z.numel() + h.numel()) <= weight_.numel());
+  }
+
   // A convolution leaves the gradient turned, with rows that belong to no weight (of what the stride cut off at the end), and once
-  // more in oneDNN's own order; not where it runs in channels_last, which is as fast or faster for a kernel of few pixels.
+  // more in oneDNN's own order; not where it runs in channels_last.
   void add_by_convolution(Tensor& gradient, const Tensor& z, const Tensor& h) const {
     const bool adds = ours(gradient) && gradient.is_contiguous();
     const int64_t parts = blocks(gradient);
     Tensor into = adds ? std::move(gradient) : at::empty(weight_.sizes(), weight_.options(), at::MemoryFormat::Contiguous);
     const auto& o = options_;
     const Ints none{0, 0};
-    const bool few = z.size(2) * z.size(3) <= kFewPixels;
-    const Tensor by = z.transpose(0, 1), of = few ? channels_last(h.transpose(0, 1)) : h.transpose(0, 1);
+    const Tensor by = z.transpose(0, 1), turned = h.transpose(0, 1);
+    const Tensor of = turned_in_channels_last(z, h, parts) ? channels_last(turned) : turned;
     for_each_block(weight_.size(1), parts, [&](int64_t first, int64_t n) {
       const auto found = at::convolution(of.narrow(0, first, n), by, {}, o.dilation, o.padding, o.stride, false, none, 1);
       turn_kernel(into, found, first, adds);
