@@ -1,5 +1,6 @@
 """Rules of layer, group, instance and batch norms, against autograd."""
 
+import copy
 import itertools
 
 import pytest
@@ -443,3 +444,28 @@ def test_below_a_frozen_norm_no_adjoint_is_held():
     with adjoints_made_again():
         again = peak()
     assert held - again >= x.nbytes
+
+
+@pytest.mark.filterwarnings("ignore:.*BatchNorm")
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda c: nn.GroupNorm(1, c)], ids=["batch norm", "group norm"])
+def test_sums_over_many_pixels_round_no_more_than_those_of_the_eager_lines(norm):
+    """Of the norms' weights: each is a difference of sums over all pixels."""
+    errors = {"reference": 0.0, "tape": 0.0}
+    for seed in range(12):
+        torch.manual_seed(seed)
+        layers, channels = [], 3
+        for _ in range(4):
+            layers += [nn.Conv2d(channels, 4, 3), norm(4), nn.LeakyReLU(0.2)]
+            channels = 4
+        critic, x = nn.Sequential(*layers, nn.Conv2d(4, 1, 3)), torch.rand(2, 1, 3, 40, 40)
+
+        def gradients(engine, dtype, critic=critic, x=x):
+            own = copy.deepcopy(critic).to(dtype)
+            gpfast.gradient_penalty(own, *x.to(dtype), alpha=0.5, engine=engine).backward()
+            return [part.weight.grad.double() for part in own[1::3]]
+
+        exact = gradients("reference", torch.float64)
+        for engine in errors:
+            for g, e in zip(gradients(engine, torch.float32), exact, strict=True):
+                errors[engine] += ((g - e).norm() / e.norm()).square().item()
+    assert errors["tape"] <= errors["reference"]

@@ -108,10 +108,13 @@ GPFAST_FOR_EACH_DTYPE(GPFAST_DEFINE)
 #undef GPFAST_DEFINE
 #undef GPFAST_DEFINE_OP
 
+constexpr int64_t kRun = 32;  // pixels that are summed in A
+
 int64_t chunks_of(int64_t n, int64_t chunk) { return (n + chunk - 1) / chunk; }
 
 // Samples whose pixels each hold all channels. Sums are of fixed chunks of pixels, added up in order: the same bits whether
-// threads share the samples or the pixels of one.
+// threads share the samples or the pixels of one. One pixel after another, they would round more than the eager lines' if they
+// were long.
 template <typename Op>
 class Pixels {
  public:
@@ -145,9 +148,15 @@ class Pixels {
   void run_sample(int64_t sample, bool shared) const {
     const int64_t length = op.block.length, first = sample * length * n, chunks = chunks_of(length, chunk);
     PixelLines<A> lines = with_means(sample);
-    std::vector<A> sums(Op::kSums * n * chunks);
+    std::vector<double> sums(Op::kSums * n * chunks);
     for_each_chunk(shared, [&](int64_t i, int64_t pixel, int64_t pixels) {
-      sum_pixels(op, first + pixel * n, pixels, lines.mean, sums.data() + i * Op::kSums * n);
+      std::vector<A> run(Op::kSums * n);
+      double* all = sums.data() + i * Op::kSums * n;
+      for (int64_t done = 0; done < pixels; done += kRun) {
+        std::fill(run.begin(), run.end(), A(0));
+        sum_pixels(op, first + (pixel + done) * n, std::min(kRun, pixels - done), lines.mean, run.data());
+        for (int64_t j = 0; j < Op::kSums * n; ++j) all[j] += run[j];
+      }
     });
     std::vector<double> own(Op::kSums * n);
     for (int64_t i = 0; i < chunks; ++i)
