@@ -307,7 +307,7 @@ class Convolution final : public Rule {
   // As fast or faster for adjoints of few pixels, where the weight is what is large, or its kernel, in one part; else up to a
   // twentieth slower.
   bool turned_in_channels_last(const Tensor& z, const Tensor& h, int64_t parts) const {
-    const bool large_kernel = parts == 1 && weight_.size(2) * weight_.size(3) > kFewPixels;
+    const bool large_kernel = parts == 1 && !place.bent && weight_.size(2) * weight_.size(3) > kFewPixels;
     return z.size(2) * z.size(3) <= kFewPixels && (large_kernel || 8 * (z.numel() + h.numel()) <= weight_.numel());
   }
 
