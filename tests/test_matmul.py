@@ -204,3 +204,16 @@ def test_an_adjoint_that_the_reader_makes_again_is_not_held(form, name):
         torch.testing.assert_close(
             ours, theirs, rtol=1e-5 if name == "a cast" else 1e-9, atol=1e-7 if name == "a cast" else 1e-10
         )
+
+
+@pytest.mark.filterwarnings("ignore:Casting complex values to real")
+def test_an_adjoint_made_again_meets_the_conjugate_of_a_complex_factor():
+    turning = torch.polar(torch.ones(5, dtype=torch.float64), torch.linspace(0.3, 2, 5, dtype=torch.float64))
+    w = torch.complex(points(4, 5), points(4, 5)).requires_grad_()
+
+    def critic(x):
+        return (x.to(w.dtype).mm(w) * turning).to(x.dtype).tanh()
+
+    with adjoints_made_again():
+        agree(critic, points(12, 4), [w])
+        agree(lambda x: critic(x.sin()), points(12, 4), [w])

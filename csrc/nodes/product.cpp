@@ -24,8 +24,8 @@ class Product final : public Elementwise {
     if (mixed(0) || mixed(1)) a_ = z;
     for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);
-    if (place.live(0)) out[0] = to_input(times(place.live(1) ? z : std::move(z), conjugate(others_[0])), 0);
-    if (place.live(1)) out[1] = to_input(times(std::move(z), conjugate(others_[1])), 1);
+    if (place.live(0)) out[0] = back(place.live(1) ? z : std::move(z), 0);
+    if (place.live(1)) out[1] = back(std::move(z), 1);
     for (size_t i : {0, 1})
       if (!(place.live(i) && place.tangent)) forget(i);
     return out;
@@ -62,8 +62,7 @@ class Product final : public Elementwise {
     return one && others_[place.live(0) ? 0 : 1].defined() && above_ && above_->repeats_adjoint();
   }
   Tensor adjoint_again() const override {
-    const size_t live = place.live(0) ? 0 : 1;
-    return to_input(times(above_->adjoint_again(), others_[live]), live);
+    return back(above_->adjoint_again(), place.live(0) ? 0 : 1);
   }
   OfRows of_rows() const override {
     const size_t live = place.live(0) ? 0 : 1;
@@ -80,9 +79,11 @@ class Product final : public Elementwise {
   void forget(size_t i) {
     if (!(place.bent && place.wanted(i))) others_[i] = Tensor();
   }
+  // What input i gets of an adjoint of the output.
+  Tensor back(Tensor z, size_t i) const { return to_input(times(std::move(z), conjugate(others_[i])), i); }
   void add(Tensor& part, Tensor b, size_t i) const {
     if (fits(part)) part = plus(std::move(part), b, conjugate(others_[i]));
-    else accumulate(part, to_input(times(std::move(b), conjugate(others_[i])), i));
+    else accumulate(part, back(std::move(b), i));
   }
 
   Rule* above_ = nullptr;  // the reader while adjoints arrived
