@@ -5,6 +5,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
 #include <ATen/ops/_foreach_mul.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/zeros.h>
@@ -320,27 +321,68 @@ at::Tensor hand_over(const at::Tensor& value, const std::vector<at::Tensor>& gra
 using Norm = std::tuple<at::Tensor, at::Tensor, at::Tensor>(const at::Tensor&, int64_t, double, bool, double, c10::string_view, bool,
                                                             double);
 
-// input_gradient, the penalty of its norms a sample, and hand_over in one call: the usual case, one input and no mask. The norms
-// are empty where the scores do not depend on the point.
-std::tuple<at::Tensor, at::Tensor, std::string> penalty(const at::Tensor& scores, const at::Tensor& target, double center,
-                                                        bool one_sided, double eps, c10::string_view reduction, double weight,
-                                                        bool release, bool derivatives, const std::optional<at::Tensor>& onto) {
-  auto [tape, gradients, refused] = differentiate(scores, {point_edge(target)}, release, derivatives, /*later=*/false, /*bent=*/false,
+// What gradient_norm takes, a row a sample: one gradient as it lies where it can, several beside each other.
+at::Tensor rows_of(variable_list gradients) {
+  if (gradients.size() > 1) {
+    for (auto& g : gradients) g = g.reshape({g.size(0), -1});
+    return at::cat(gradients, 1);
+  }
+  auto g = std::move(gradients[0]);
+  const bool dense = ours(g) || g.is_non_overlapping_and_dense();
+  const bool by_sample = g.dim() < 2 || g.size(0) < 2 || g.stride(0) * g.size(0) == g.numel();
+  return dense && by_sample ? g : g.contiguous();
+}
+
+struct Form {
+  c10::DimVector sizes;
+  at::ScalarType dtype;
+};
+
+// The seeds of gradients of these forms, which lie beside each other.
+variable_list parts_of(const at::Tensor& seeds, const std::vector<Form>& forms) {
+  variable_list parts;
+  int64_t begin = 0;
+  for (const auto& [sizes, dtype] : forms) {
+    const int64_t columns = c10::multiply_integers(sizes.begin() + 1, sizes.end());
+    parts.push_back(seeds.narrow(1, begin, columns).reshape(sizes).to(dtype));
+    begin += columns;
+  }
+  return parts;
+}
+
+// input_gradient, the penalty of its norms a sample, and hand_over in one call: the usual case, of no mask. unused: the places of
+// targets that the scores do not depend on, of which there are none where there is a penalty.
+std::tuple<at::Tensor, at::Tensor, std::string, std::vector<int64_t>> penalty(const at::Tensor& scores,
+                                                                              const std::vector<at::Tensor>& targets, double center,
+                                                                              bool one_sided, double eps, c10::string_view reduction,
+                                                                              double weight, bool release, bool derivatives,
+                                                                              const std::optional<at::Tensor>& onto) {
+  edge_list edges;
+  for (const auto& target : targets) edges.push_back(point_edge(target));
+  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, /*later=*/false, /*bent=*/false,
                                                      /*adding=*/onto.has_value());
-  if (!tape) return {at::empty({0}), at::empty({0}), refused};
-  if (!gradients[0].defined()) return {at::empty({0}), at::empty({0}), ""};
+  const auto nothing = [] { return at::empty({0}); };
+  if (!tape) return {nothing(), nothing(), refused, {}};
+  std::vector<int64_t> unused;
+  for (size_t i = 0; i < gradients.size(); ++i)
+    if (!gradients[i].defined()) unused.push_back(static_cast<int64_t>(i));
+  if (!unused.empty()) return {nothing(), nothing(), "", unused};
   at::AutoGradMode off(false);
-  at::Tensor value, norms, seed;
+  at::Tensor value, norms;
+  variable_list seeds;
   {
     at::AutoDispatchBelowADInplaceOrView below;
     c10::impl::ExcludeDispatchKeyGuard no_autocast{c10::autocast_dispatch_keyset};
     static const auto norm = c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::gradient_norm", "").typed<Norm>();
-    auto g = std::move(gradients[0]);
-    if (!ours(g) && !g.is_non_overlapping_and_dense()) g = g.contiguous();
-    if (g.dim() > 1 && g.size(0) > 1 && g.stride(0) * g.size(0) != g.numel()) g = g.contiguous();
-    std::tie(value, norms, seed) = norm.call(g, 1, center, one_sided, eps, reduction, derivatives, weight);
+    std::vector<Form> forms;
+    for (const auto& g : gradients) forms.push_back({c10::DimVector(g.sizes()), g.scalar_type()});
+    const auto rows = rows_of(std::move(gradients));
+    at::Tensor seed;
+    std::tie(value, norms, seed) = norm.call(rows, 1, center, one_sided, eps, reduction, derivatives, weight);
+    if (forms.size() == 1) seeds.push_back(std::move(seed));
+    else if (derivatives) seeds = parts_of(seed, forms);
   }
-  return {handed_over(value, *tape, {std::move(seed)}, onto), norms, ""};
+  return {handed_over(value, *tape, std::move(seeds), onto), norms, "", {}};
 }
 
 // One line a node, from the scores down, in_words.
@@ -376,8 +418,8 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("input_gradient(Tensor scores, Tensor[] targets, bool release, bool derivatives, bool through_scores)"
         " -> (Tensor[] gradients, Tensor scores, str refused)");
   m.def("hand_over(Tensor value, Tensor[] gradients, Tensor[] seeds, float weight, Tensor? onto) -> Tensor");
-  m.def("penalty(Tensor scores, Tensor target, float center, bool one_sided, float eps, str reduction, float weight, bool release,"
-        " bool derivatives, Tensor? onto) -> (Tensor penalty, Tensor norms, str refused)");
+  m.def("penalty(Tensor scores, Tensor[] targets, float center, bool one_sided, float eps, str reduction, float weight,"
+        " bool release, bool derivatives, Tensor? onto) -> (Tensor penalty, Tensor norms, str refused, int[] unused)");
   m.def("describe(Tensor gradient) -> str[]", &describe);
   m.def("places(Tensor gradient) -> int[]", &places);
   m.def("set_rules_enabled(bool enabled) -> ()", &set_rules_enabled);

@@ -42,34 +42,46 @@ bool is_plain(const at::Tensor& x) {
          (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kHalf || dtype == at::kBFloat16);
 }
 
-// What points.draw and root give for interpolates of plain batches of one shape, dtype and device, or for one plain batch, in one
-// call; two empty tensors for any other, of which nothing has been drawn.
-std::tuple<at::Tensor, at::Tensor> plain_start(const at::Tensor& real, const std::optional<at::Tensor>& other,
-                                               std::optional<at::Generator> generator) {
-  const bool fits = is_plain(real) && (!generator || generator->device().type() == real.device().type());
-  if (fits && !other) return root(real, /*ours=*/false);
-  if (!fits || !is_plain(*other) || real.sizes() != other->sizes() || real.scalar_type() != other->scalar_type() ||
-      real.device() != other->device())
-    return {at::empty({0}), at::empty({0})};
-  const auto& fake = *other;
-  at::Tensor x;
-  {
+bool alike(const at::Tensor& x, const at::Tensor& y) { return x.scalar_type() == y.scalar_type() && x.device() == y.device(); }
+
+using Tensors = std::vector<at::Tensor>;
+
+// What points.draw and root give for interpolates of plain batches, or for plain batches as they are, in one call: all of as many
+// samples, of one dtype and device, each pair of one shape. None for any other, of which nothing has been drawn.
+std::tuple<Tensors, Tensors> plain_start(const Tensors& real, const std::optional<Tensors>& fake,
+                                         std::optional<at::Generator> generator) {
+  if (real.empty() || (fake && fake->size() != real.size())) return {};
+  const auto& first = real[0];
+  if (generator && generator->device().type() != first.device().type()) return {};
+  for (size_t i = 0; i < real.size(); ++i) {
+    const auto& x = real[i];
+    if (!is_plain(x) || !alike(x, first) || x.size(0) != first.size(0)) return {};
+    if (fake && (!is_plain((*fake)[i]) || !alike(x, (*fake)[i]) || x.sizes() != (*fake)[i].sizes())) return {};
+  }
+  Tensors xs = real;
+  if (fake) {
     at::AutoDispatchBelowADInplaceOrView below;
-    const auto wide = real.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-    const auto alpha = at::rand({real.size(0)}, std::move(generator), real.options().dtype(wide));
+    const auto wide = first.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+    const auto alpha = at::rand({first.size(0)}, std::move(generator), first.options().dtype(wide));
     static const auto interpolate = c10::Dispatcher::singleton()
                                         .findSchemaOrThrow("gpfast::interpolate", "")
                                         .typed<at::Tensor(const at::Tensor&, const at::Tensor&, const at::Tensor&)>();
-    x = interpolate.call(real, fake, alpha);
+    for (size_t i = 0; i < xs.size(); ++i) xs[i] = interpolate.call(real[i], (*fake)[i], alpha);
   }
-  return root(x, /*ours=*/true);
+  Tensors points, anchors;
+  for (const auto& x : xs) {
+    auto [point, anchor] = root(x, /*ours=*/fake.has_value());
+    points.push_back(std::move(point));
+    anchors.push_back(std::move(anchor));
+  }
+  return {std::move(points), std::move(anchors)};
 }
 
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("root(Tensor x, bool ours) -> (Tensor point, Tensor anchor)");
-  m.def("plain_start(Tensor real, Tensor? fake, Generator? generator) -> (Tensor point, Tensor anchor)");
+  m.def("plain_start(Tensor[] real, Tensor[]? fake, Generator? generator) -> (Tensor[] points, Tensor[] anchors)");
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeImplicitAutograd, m) {
   m.impl("root", &root);

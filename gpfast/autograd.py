@@ -72,8 +72,14 @@ def transformed(function: Callable, points: list[Tensor]) -> tuple[Tensor, list[
 
 def check_used(targets: dict[str, Target], gradients: Sequence[Tensor | None]) -> None:
     """Raises where the score does not depend on a point."""
-    unused = [name for name, g in zip(targets, gradients, strict=True) if g is None]
-    if unused:
+    check_every_place_used(targets, [i for i, g in enumerate(gradients) if g is None])
+
+
+def check_every_place_used(targets: dict[str, Target], places: Sequence[int]) -> None:
+    """As check_used, from the places of the points that have no gradient."""
+    if places:
+        names = list(targets)
+        unused = [names[i] for i in places]
         every = len(unused) == len(targets)
         raise RuntimeError(
             f"the critic's score does not depend on {' or '.join(f'`{name}`' for name in unused)}, so"

@@ -117,7 +117,7 @@ def gradient_penalty(
     check_chunks(chunks, critic, options, tape.absence)
     like, name = (fake, "fake") if at == "fake" else (real, "real")
     start = None
-    if chunks == 1 and engine != "reference" and mask is None and norm_dims is None and type(weight) is float:
+    if chunks == 1 and engine != "reference" and mask is None and norm_dims is None and type(weight) in (float, int):
         start = plain_start(real, fake, at, alpha, generator)
     if start is None:
         _check_data(real, fake, weight, alpha, generator, mask, options)
@@ -149,7 +149,7 @@ def gradient_penalty(
     call = Call(critic, like, name, output, options, retain_graph)
     with running:
         if chunks == 1:
-            starts = call.rooted(draw(real, fake, at, alpha, generator)) if start is None else [start]
+            starts = call.rooted(draw(real, fake, at, alpha, generator)) if start is None else start
             start = None
             penalty, norms = call.penalty(starts, mask, args, kwargs, factor)
         else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
@@ -46,21 +48,38 @@ def rooted(x: Tensor, ours: bool) -> tuple[Tensor, Target]:
 
 def plain_start(
     real: Structure | None, fake: Structure | None, at: str, alpha, generator: torch.Generator | None
-) -> tuple[Tensor, Target] | None:
-    """(point, target) of the usual call in one step: plain batches that fit together; None where that needs a look."""
+) -> list[tuple[Tensor, Target]] | None:
+    """(point, target) an input of the usual call, in one step: plain batches that fit together; None for any other."""
     if alpha is not None or at == "dragan" or not _extension.available or under_transform():
         return None
     if generator is not None and not isinstance(generator, torch.Generator):
         return None
+    reals = _plain_tensors(fake if at == "fake" else real)
+    if not reals:
+        return None
+    fakes = None
     if at == "interpolates":
-        if type(real) is not Tensor or type(fake) is not Tensor:
+        fakes = _plain_tensors(fake)
+        if not fakes or not _arranged_alike(real, fake):
             return None
-    else:
-        real, fake = (real if at == "real" else fake), None
-        if type(real) is not Tensor:
-            return None
-    point, target = torch.ops.gpfast.plain_start.default(real, fake, generator)
-    return (point, target) if point.ndim and point.shape[0] else None
+    points, targets = torch.ops.gpfast.plain_start.default(reals, fakes, generator)
+    return list(zip(points, targets, strict=True)) or None
+
+
+def _plain_tensors(structure: Structure | None) -> list[Tensor] | None:
+    """The tensors of `structure`, where all are of no other class."""
+    if type(structure) is Tensor:
+        return [structure]
+    if not isinstance(structure, tuple | list | Mapping):
+        return None
+    tensors = list(structure.values() if isinstance(structure, Mapping) else structure)
+    return tensors if all(type(x) is Tensor for x in tensors) else None
+
+
+def _arranged_alike(real: Structure, fake: Structure) -> bool:
+    if isinstance(real, Mapping) or isinstance(fake, Mapping):
+        return isinstance(real, Mapping) and isinstance(fake, Mapping) and list(real) == list(fake)
+    return isinstance(real, Tensor) == isinstance(fake, Tensor)
 
 
 def edge(target: Target) -> Target:

@@ -34,7 +34,7 @@ class _RecomputedOnce:
 
 
 def penalty_op(*arguments):
-    """The sweeps for the usual penalty (csrc/handover.cpp): (penalty, norms, why not)."""
+    """The sweeps for the usual penalty (csrc/handover.cpp): (penalty, norms, why not, targets of no gradient)."""
     with _RecomputedOnce():
         return torch.ops.gpfast.penalty.default(*arguments)
 
@@ -72,11 +72,11 @@ def penalty(
     (backward hooks) is left as it is, for autograd to differentiate: that is said once, and the result is None.
     whole: false for a part of a batch; `onto` is the result of the parts before it, and is used up.
     """
-    usual = mask is None and len(targets) == 1 and options.norm_dims is None and options.reduction != "none"
+    usual = mask is None and options.norm_dims is None and options.reduction != "none"
     if usual:
-        result, norms, refused = penalty_op(
+        result, norms, refused, unused = penalty_op(
             scores,
-            *targets.values(),
+            list(targets.values()),
             options.center,
             options.one_sided,
             options.eps,
@@ -86,8 +86,7 @@ def penalty(
             derivatives,
             onto,
         )
-        if norms.ndim and not norms.numel() and not refused:
-            autograd.check_used(targets, [None])
+        autograd.check_every_place_used(targets, unused)
     else:
         gradients, _, refused = input_gradient_op(scores, list(targets.values()), release, derivatives, False)
     if refused and not whole:

@@ -328,6 +328,40 @@ def test_several_inputs_share_alpha_and_one_norm(arrange, engine, generator):
     assert_same(gradients(value, model), gradients(expected, model))
 
 
+@pytest.mark.parametrize("arrange", [tuple, list, dict])
+@pytest.mark.parametrize("at", ["interpolates", "real", "fake"])
+def test_several_inputs_draw_what_the_reference_draws(at, arrange, engine, generator):
+    model = TwoInputs().double()
+    (a, b), (c, d) = batch(generator, (5, 2, 2)), batch(generator, (5, 3))
+    names = ("image", "pose")
+    real, fake = (dict(zip(names, x, strict=True)) if arrange is dict else arrange(x) for x in ((a, c), (b, d)))
+
+    def penalty(engine):
+        drawn = torch.Generator().manual_seed(3)
+        return gpfast.gradient_penalty(model, real, fake, at=at, weight=3, generator=drawn, engine=engine)
+
+    ours, oracle = penalty(engine), penalty("reference")
+    torch.testing.assert_close(ours, oracle)
+    assert_same(gradients(ours, model), gradients(oracle, model))
+
+
+def test_inputs_that_are_not_arranged_alike_are_refused(engine, generator):
+    model = TwoInputs().double()
+    (a, b), (c, d) = batch(generator, (5, 2, 2)), batch(generator, (5, 3))
+    for real, fake in [((a, c), (b,)), ((a, c), {"image": b, "pose": d}), ((a, c), b), ((a, c[:4]), (b, d[:4]))]:
+        with pytest.raises((TypeError, ValueError), match="`fake`|`real"):
+            gpfast.gradient_penalty(model, real, fake, engine=engine)
+
+
+def test_an_input_that_is_not_used_is_named(engine, generator):
+    if engine == "reference":
+        pytest.skip("the eager lines have PyTorch's words")
+    model = TwoInputs().double()
+    (a, b), (c, d) = batch(generator, (5, 2, 2)), batch(generator, (5, 3))
+    with pytest.raises(RuntimeError, match=r"does not depend on `the interpolates\[1\]`.*pass such an input through"):
+        gpfast.gradient_penalty(lambda x, y: model.image(x.flatten(1)).sum(1), (a, c), (b, d), engine=engine)
+
+
 def test_three_inputs_of_different_rank_and_dtype_with_labels(engine, generator):
     shapes = {"a": (5,), "b": (5, 3), "c": (5, 2, 2)}
     real, fake = ({k: torch.randn(s, generator=generator) for k, s in shapes.items()} for _ in range(2))
