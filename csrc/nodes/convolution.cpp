@@ -6,6 +6,8 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <array>
@@ -249,6 +251,7 @@ class Convolution final : public Rule {
       return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
     };
     const int64_t inputs = weight_.size(1), outputs = weight_.size(0) / o.groups;
+    if (one_way_and_dilated() && z.numel() / z.size(1) >= kManyPixels) return Summed::over_pixels;
     if (weight_.numel() == weight_.size(0) * inputs) {
       if (std::min(inputs, outputs) >= kFewChannels) return Summed::as_it_comes;
       return o.groups == 1 && all(o.padding, 0) ? Summed::over_pixels : Summed::contiguous;
@@ -260,11 +263,46 @@ class Convolution final : public Rule {
     return poor ? Summed::contiguous : Summed::as_it_comes;
   }
 
-  Tensor gradient_over_pixels(const Tensor& z, const Tensor& h) const {
-    Tensor seen = options_.transposed ? z : h;
+  // The dimension of a kernel that has no other of more than one pixel.
+  size_t way() const {
+    size_t way = 0;
     for (size_t d = 0; d < options_.stride.size(); ++d)
-      if (options_.stride[d] > 1) seen = seen.slice(d + 2, {}, {}, options_.stride[d]);
-    return sum_over_pixels(options_.transposed ? h : z, seen).view(weight_.sizes());
+      if (weight_.size(d + 2) > 1) way = d;
+    return way;
+  }
+
+  // In one dimension only, as those of sequences are: there PyTorch's double backward adds such up in parts.
+  bool one_way_and_dilated() const {
+    const auto& o = options_;
+    const size_t d = way();
+    if (o.groups > 1 || o.dilation[d] == 1 || weight_.numel() != weight_.size(0) * weight_.size(1) * weight_.size(d + 2)) return false;
+    for (size_t other = 0; other < o.padding.size(); ++other)
+      if (other != d && o.padding[other] > 0) return false;
+    return true;
+  }
+
+  // Of kernels of one dimension, without padding in the others: a product for each of its pixels.
+  Tensor gradient_over_pixels(const Tensor& z, const Tensor& h) const {
+    const auto& o = options_;
+    const size_t way = this->way();
+    const int64_t along = static_cast<int64_t>(way) + 2, stride = o.stride[way];
+    const Tensor& of = o.transposed ? h : z;
+    Tensor by = o.transposed ? z : h;
+    for (size_t d = 0; d < o.stride.size(); ++d)
+      if (d != way && o.stride[d] > 1) by = by.slice(static_cast<int64_t>(d) + 2, {}, {}, o.stride[d]);
+    std::vector<Tensor> pixels;
+    for (int64_t k = 0; k < weight_.size(along); ++k) {
+      const int64_t shift = k * o.dilation[way] - o.padding[way], last = by.size(along) - 1 - shift;
+      const int64_t first = shift < 0 ? (-shift + stride - 1) / stride : 0;
+      const int64_t n = last < 0 ? 0 : std::min(of.size(along), last / stride + 1) - first;
+      if (n <= 0) {
+        pixels.push_back(at::zeros({weight_.size(0), weight_.size(1)}, weight_.options()));
+        continue;
+      }
+      const int64_t begin = first * stride + shift;
+      pixels.push_back(sum_over_pixels(of.narrow(along, first, n), by.slice(along, begin, begin + (n - 1) * stride + 1, stride)));
+    }
+    return at::stack(pixels, -1).view(weight_.sizes());
   }
 
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
