@@ -447,9 +447,13 @@ def test_below_a_frozen_norm_no_adjoint_is_held():
 
 
 @pytest.mark.filterwarnings("ignore:.*BatchNorm")
-@pytest.mark.parametrize("norm", [nn.BatchNorm2d, lambda c: nn.GroupNorm(1, c)], ids=["batch norm", "group norm"])
-def test_sums_over_many_pixels_round_no_more_than_those_of_the_eager_lines(norm):
-    """Of the norms' weights: each is a difference of sums over all pixels."""
+@pytest.mark.parametrize(
+    "norm, samples",
+    [(nn.BatchNorm2d, 1), (lambda c: nn.GroupNorm(1, c), 1), (lambda c: nn.BatchNorm2d(c).eval(), 4)],
+    ids=["batch norm", "group norm", "frozen batch norm"],
+)
+def test_sums_over_many_pixels_round_no_more_than_those_of_the_eager_lines(norm, samples):
+    """Of the norms' weights: each is a sum over all pixels, or a difference of such."""
     errors = {"reference": 0.0, "tape": 0.0}
     for seed in range(12):
         torch.manual_seed(seed)
@@ -457,7 +461,7 @@ def test_sums_over_many_pixels_round_no_more_than_those_of_the_eager_lines(norm)
         for _ in range(4):
             layers += [nn.Conv2d(channels, 4, 3), norm(4), nn.LeakyReLU(0.2)]
             channels = 4
-        critic, x = nn.Sequential(*layers, nn.Conv2d(4, 1, 3)), torch.rand(2, 1, 3, 40, 40)
+        critic, x = nn.Sequential(*layers, nn.Conv2d(4, 1, 3)), torch.rand(2, samples, 3, 40, 40)
 
         def gradients(engine, dtype, critic=critic, x=x):
             own = copy.deepcopy(critic).to(dtype)

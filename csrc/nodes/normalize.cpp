@@ -236,7 +236,10 @@ class FrozenBatchNorm : public Rule {
     const auto a = take(a_);
     if (!t[kInput].defined()) return out;
     // The weight's gradient of <a, J t> is that of an input t with a mean of zero.
-    if (a.defined()) of_weight_ = backward(a, t[kInput], at::zeros_like(held_.mean), {false, true, false})[1];
+    if (a.defined()) {
+      of_weight_ = summed_apart(a) ? weight_gradient(a, t[kInput], {})
+                                   : backward(a, t[kInput], at::zeros_like(held_.mean), {false, true, false})[kWeight];
+    }
     if (place.tangent) out[0] = backward(t[kInput], t[kInput], held_.mean, {true, false, false})[0];
     return out;
   }
@@ -245,8 +248,16 @@ class FrozenBatchNorm : public Rule {
     Values out(place.inputs.size());
     auto of_weight = std::move(of_weight_);
     if (b[0].defined()) {
-      const bool weighs = wants(place, kWeight);
-      auto found = backward(b[0], weighs ? held_.input : b[0], held_.mean, {place.wanted(kInput), weighs, wants(place, kBias)});
+      const bool weighs = wants(place, kWeight), biased = wants(place, kBias), apart = summed_apart(b[0]);
+      const auto& input = weighs ? held_.input : b[0];
+      Values found(place.inputs.size());
+      if (apart && weighs) found[kWeight] = weight_gradient(b[0], input, held_.mean);
+      if (apart && biased) found[kBias] = b[0].sum(all_but_channels(b[0]));
+      if (place.wanted(kInput) || !apart) {
+        auto more = backward(b[0], input, held_.mean, {place.wanted(kInput), weighs && !apart, biased && !apart});
+        for (size_t i = 0; i < more.size(); ++i)
+          if (more[i].defined()) found[i] = std::move(more[i]);
+      }
       accumulate(found[kWeight], std::move(of_weight));
       return found;
     }
@@ -264,6 +275,31 @@ class FrozenBatchNorm : public Rule {
     auto [of_input, of_weight, of_bias] = at::native_batch_norm_backward(gradient, input, held_.weight, mean, variance_, {}, {},
                                                                          /*train=*/false, eps_, mask);
     return {std::move(of_input), std::move(of_weight), std::move(of_bias)};
+  }
+
+  // In channels_last ATen's kernel adds one pixel after another, in float32.
+  static bool summed_apart(const Tensor& z) { return z.scalar_type() == at::kFloat && !launched(z) && !z.is_contiguous(); }
+
+  static Sizes all_but_channels(const Tensor& z) {
+    Sizes dimensions{0};
+    for (int64_t d = 2; d < z.dim(); ++d) dimensions.push_back(d);
+    return dimensions;
+  }
+
+  // The sum of gradient * (input - mean) / deviation, of some samples at a time: what lies between is small. mean: or none.
+  Tensor weight_gradient(const Tensor& gradient, const Tensor& input, const Tensor& mean) const {
+    constexpr int64_t kBlock = 1 << 18;  // elements
+    const int64_t samples = gradient.size(0), most = std::max<int64_t>(1, kBlock * samples / gradient.numel());
+    Sizes one_a_channel(gradient.dim(), 1);
+    one_a_channel[1] = gradient.size(1);
+    Tensor sum;
+    for (int64_t first = 0; first < samples; first += most) {
+      const int64_t n = std::min(most, samples - first);
+      const auto g = gradient.narrow(0, first, n), x = input.narrow(0, first, n);
+      const auto product = mean.defined() ? x.sub(mean.view(one_a_channel)).mul_(g) : x.mul(g);
+      accumulate(sum, product.sum(all_but_channels(g)));
+    }
+    return sum.mul_(variance_.add(eps_).rsqrt_());
   }
 
   SavedNorm held_;
