@@ -38,11 +38,25 @@ def next_number() -> int:
 
 
 def saved_by(node: Any) -> list[Tensor]:
-    """The tensors that `node` saved, as they lie in memory: nothing is unpacked, and no hook is called."""
+    """The tensors that `node` saved, as they lie in memory: nothing is unpacked, and no hook is called.
+
+    Of sparse ones their parts.
+    """
     found: list[Tensor] = []
     for name in dir(node):
         if name.startswith("_raw_saved_"):
             raw = getattr(node, name)
             kept = (getattr(saved, "data", None) for saved in (raw if isinstance(raw, tuple | list) else (raw,)))
-            found += [x for x in kept if isinstance(x, Tensor)]
+            found += [part for x in kept if isinstance(x, Tensor) for part in in_memory(x)]
     return found
+
+
+def in_memory(x: Tensor) -> list[Tensor]:
+    """What `x` consists of that has memory: itself, or the indices and values of a sparse tensor."""
+    if x.layout == torch.sparse_coo:
+        return [x._indices(), x._values()]
+    if x.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [x.crow_indices(), x.col_indices(), x.values()]
+    if x.layout in (torch.sparse_csc, torch.sparse_bsc):
+        return [x.ccol_indices(), x.row_indices(), x.values()]
+    return [x] if x.layout == torch.strided else []

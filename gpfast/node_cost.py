@@ -99,7 +99,7 @@ class NodeCounter(Counter):
 
     def read(self, nodes: Sequence[Any], existing: Sequence[Tensor]) -> None:
         """Before the sweeps: what each node saved that is not `existing`."""
-        there = {_address(x) for x in existing}
+        there = {_address(part) for x in existing for part in graph.in_memory(x)}
         for node in nodes:
             saved = ((_address(x), x.untyped_storage().nbytes()) for x in graph.saved_by(node))
             self._saved[node._sequence_nr()] = [(address, n) for address, n in saved if address not in there]

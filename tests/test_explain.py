@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import threading
+import warnings
 
 import pytest
 import torch
@@ -351,3 +352,19 @@ def test_command_refuses_shapes_that_are_none(shape, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["explain", "zoo:toy-mlp", "--input", shape])
     assert stop.value.code == 2 and "as in 64,3,32,32" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "through"])
+def test_sparse_tensors_within_count_by_their_parts(layout):
+    some = torch.eye(6).roll(1, 0)
+    weight = nn.Parameter(torch.randn(4, 3))
+
+    def critic(x):
+        h = x @ weight
+        if layout == "through":
+            return (h.to_sparse() * 2).to_dense().tanh().sum(1)
+        return ((some.to_sparse() if layout == "coo" else some.to_sparse_csr()) @ h).tanh().sum(1)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PyTorch's, that CSR is in beta
+        assert "alone" in str(gpfast.explain(critic, torch.randn(6, 4), at="real"))
