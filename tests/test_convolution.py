@@ -227,6 +227,7 @@ MANY_PIXELS = {
     "1d, strided": ((3, 16), 1, {"stride": 2}, (8, 3, 2048)),
     "1d, dilated": ((8, 12), 3, {"dilation": 2, "padding": 1}, (16, 8, 512)),
     "1d, dilated, of many channels": ((64, 48), 2, {"dilation": 8, "padding": 8}, (30, 64, 127)),
+    "1d, dilated, in groups": ((32, 48), 3, {"dilation": 2, "padding": 2, "groups": 4}, (16, 32, 512)),
     "1d, dilated and strided": ((20, 24), 3, {"dilation": 4, "stride": 3, "padding": 5}, (8, 20, 400)),
     "1d, dilated beyond its values": ((16, 16), 3, {"dilation": 64, "padding": 64}, (16, 16, 60)),
     "dilated in one dimension": ((16, 20), (1, 3), {"dilation": (1, 4), "padding": (0, 4)}, (4, 16, 8, 100)),
@@ -242,6 +243,23 @@ MANY_PIXELS = {
 @KINDS
 def test_few_samples_of_many_pixels(kinds, channels, kernel, options, sizes, one_thread):
     """A gradient summed up one pixel after another would be further from float64 than eager's."""
+    check_in_float32(len(sizes) - 2, kinds, {"kernel_size": kernel, **options}, sizes, channels, draws=1)
+
+
+# Channels, kernel, options, sizes.
+MANY_SAMPLES = {
+    "strided": ((16, 32), 4, {"stride": 2, "padding": 1}, (128, 16, 16, 16)),
+    "few channels": ((3, 16), 3, {"padding": 1}, (128, 3, 28, 28)),
+    "of one pixel": ((32, 48), 1, {}, (128, 32, 20, 20)),
+    "1d, strided": ((8, 24), 5, {"stride": 2}, (160, 8, 300)),
+    "3d, strided": ((4, 16), 3, {"stride": 2}, (96, 4, 7, 7, 7)),
+}
+
+
+@pytest.mark.parametrize(("channels", "kernel", "options", "sizes"), MANY_SAMPLES.values(), ids=MANY_SAMPLES)
+@KINDS
+def test_many_samples(kinds, channels, kernel, options, sizes, one_thread):
+    """PyTorch's double backward adds up at most 16 samples before it adds up sums."""
     check_in_float32(len(sizes) - 2, kinds, {"kernel_size": kernel, **options}, sizes, channels, draws=1)
 
 

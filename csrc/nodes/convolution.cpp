@@ -3,6 +3,7 @@
 #include "nodes/convolution.h"
 
 #include <ATen/ops/as_strided.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
@@ -26,6 +27,8 @@ using Ints = std::vector<int64_t>;
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
 constexpr int64_t kFewChannels = 16, kManyPixels = 512, kFewPixels = 16;
+constexpr int64_t kTogether = 16;  // samples
+constexpr int64_t kFewGroups = 8;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
 
@@ -120,7 +123,8 @@ class Convolution final : public Rule {
       const Tensor b = arranged(std::move(values[0]));
       if (place.wanted(1)) {
         const Tensor h = take(input_);
-        if (summed_ != Summed::as_it_comes || slow_the_other_way() || gradient_by_convolution(b) || adds_in_blocks(gradient)) {
+        if (summed_ != Summed::as_it_comes || slow_the_other_way() || gradient_by_convolution(b) || adds_in_blocks(gradient) ||
+            parts(b, h) > 1) {
           if (place.wanted(0)) below = data_gradient(b);
           add_weight_gradient(gradient, b, h);
         } else {
@@ -242,14 +246,15 @@ class Convolution final : public Rule {
   // A gradient of the weight that came from elsewhere.
   Tensor as_it_is_made(Tensor gradient) const { return flat_ && gradient.defined() ? gradient.unsqueeze(2) : gradient; }
 
+  static bool all(const Ints& values, int64_t one) {
+    return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
+  }
+
   // Beside the sums, a kernel of one pixel: of fewer than 16 channels and with a stride, oneDNN's gradient in channels_last writes
   // beyond its own memory.
   Summed how_summed(const Tensor& z) const {
     if (layout_ == Layout::as_it_comes || weight_.scalar_type() != at::kFloat) return Summed::as_it_comes;
     const auto& o = options_;
-    const auto all = [](const Ints& values, int64_t one) {
-      return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
-    };
     const int64_t inputs = weight_.size(1), outputs = weight_.size(0) / o.groups;
     if (one_way_and_dilated() && z.numel() / z.size(1) >= kManyPixels) return Summed::over_pixels;
     if (weight_.numel() == weight_.size(0) * inputs) {
@@ -275,10 +280,15 @@ class Convolution final : public Rule {
   bool one_way_and_dilated() const {
     const auto& o = options_;
     const size_t d = way();
-    if (o.groups > 1 || o.dilation[d] == 1 || weight_.numel() != weight_.size(0) * weight_.size(1) * weight_.size(d + 2)) return false;
+    if (o.groups > kFewGroups || o.dilation[d] == 1 || weight_.numel() != weight_.size(0) * weight_.size(1) * weight_.size(d + 2)) return false;
     for (size_t other = 0; other < o.padding.size(); ++other)
       if (other != d && o.padding[other] > 0) return false;
     return true;
+  }
+
+  Tensor share_of(const Tensor& z, int64_t group) const {
+    const int64_t channels = z.size(1) / options_.groups;
+    return z.narrow(1, group * channels, channels);
   }
 
   // Of kernels of one dimension, without padding in the others: a product for each of its pixels.
@@ -300,7 +310,10 @@ class Convolution final : public Rule {
         continue;
       }
       const int64_t begin = first * stride + shift;
-      pixels.push_back(sum_over_pixels(of.narrow(along, first, n), by.slice(along, begin, begin + (n - 1) * stride + 1, stride)));
+      const Tensor left = of.narrow(along, first, n), right = by.slice(along, begin, begin + (n - 1) * stride + 1, stride);
+      std::vector<Tensor> groups;
+      for (int64_t group = 0; group < o.groups; ++group) groups.push_back(sum_over_pixels(share_of(left, group), share_of(right, group)));
+      pixels.push_back(groups.size() == 1 ? groups[0] : at::cat(groups));
     }
     return at::stack(pixels, -1).view(weight_.sizes());
   }
@@ -329,8 +342,27 @@ class Convolution final : public Rule {
     for (int64_t first = 0; first < length; first += most) work(first, std::min(most, length - first));
   }
 
-  // gradient += that of (z, h), a part of a large weight's at a time, so that what it is made in takes less memory than the weight.
+  // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
+  // backward at most 16 samples (they are the channels of a convolution there). The kernel for channels_last without stride and
+  // dilation, of enough channels, has a quarter of the error.
+  int64_t parts(const Tensor& z, const Tensor& h) const {
+    if (layout_ == Layout::as_it_comes || weight_.scalar_type() != at::kFloat || summed_ == Summed::over_pixels) return 1;
+    if (gradient_by_convolution(z)) return 1;
+    const auto& o = options_;
+    const bool dense = layout_ == Layout::channels_last && summed_ == Summed::as_it_comes && all(o.stride, 1) && all(o.dilation, 1) &&
+                       std::min(weight_.size(1), weight_.size(0) / o.groups) >= kFewChannels;
+    const int64_t together = dense ? 4 * kTogether : kTogether;
+    return std::max<int64_t>(1, h.size(0) / together);
+  }
+
+  // gradient += that of (z, h).
   void add_weight_gradient(Tensor& gradient, const Tensor& z, const Tensor& h) const {
+    for_each_block(z.size(0), parts(z, h),
+                   [&](int64_t first, int64_t n) { add_part(gradient, z.narrow(0, first, n), h.narrow(0, first, n)); });
+  }
+
+  // Of a large weight a part at a time, so that what it is made in takes less memory than the weight.
+  void add_part(Tensor& gradient, const Tensor& z, const Tensor& h) const {
     if (summed_ == Summed::over_pixels) return accumulate(gradient, gradient_over_pixels(z, h));
     if (summed_ == Summed::contiguous)
       return accumulate(gradient, std::get<1>(backward(contiguous(z), contiguous(h), contiguous(weight_), {false, true, false})));
