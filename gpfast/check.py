@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from gpfast import graph, once, reference
 from gpfast.checks import checked_score
 from gpfast.columns import columns, first_line
-from gpfast.compare import Comparison, Outcome, compared, compared_rounded, is_yardstick, stacked
+from gpfast.compare import VALUE, Comparison, Outcome, compared, compared_rounded, is_yardstick, stacked
 from gpfast.engines import takes_tape
 from gpfast.inputs import Structure, arranged, call_critic, pick_score, tensors_of
 from gpfast.machine import machine_line, versions
@@ -136,7 +136,8 @@ def check(
 
     Returns a `Check`, whose `ok` is the verdict; with raise_on_failure a verdict against gpfast is an AssertionError
     that holds the table. `progress` is told what runs, before it does. Raises what `gradient_penalty` raises, and
-    RuntimeError, which names the operation, where the eager lines or gpfast cannot differentiate the critic twice.
+    RuntimeError where the eager lines or gpfast cannot differentiate the critic twice, which names the operation, or
+    where the eager lines' own gradients are not finite.
     """
     if not isinstance(draws, int) or draws < 1:
         raise ValueError(f"`draws` must be an integer of at least 1; got {draws!r}.")
@@ -297,6 +298,7 @@ class _Judge:
         points = self.points(0)
         exact = self._exact(points)
         if exact is not None:
+            _refuse_not_finite(exact)
             ours = self.case.at_points(points, self.case.engine, double=True)
             self._add("float64", compared(ours, exact), exact, LARGEST)
         if exact is None or self.dtype != torch.float64:
@@ -356,6 +358,18 @@ class _Judge:
             self.rows.append(Row(c.name, shape, dtype, c.error, c.allowed, not c.failure))
             if c.failure:
                 self.failures.append(f"{dtype}: {c.failure}.")
+
+
+def _refuse_not_finite(exact: Outcome) -> None:
+    found = {VALUE: exact.value} | {name: g for name, g in exact.gradients.items() if g is not None}
+    bad = [name for name, x in found.items() if not x.isfinite().all()]
+    if bad:
+        which = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+        raise RuntimeError(
+            f"the eager lines (gpfast.reference) themselves give NaN or infinity in float64, for {which}, so there is"
+            " nothing that gpfast can be checked against. A norm, root or division at zero inside the critic does that"
+            " (add an eps there), or data or weights that are not finite."
+        )
 
 
 class _Narrow(RuntimeError):

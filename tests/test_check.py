@@ -412,6 +412,14 @@ def test_draws_are_compared_together():
     assert not compare.is_yardstick(compare.stacked([draws[1], draws[1]]), compare.stacked([draws[0], draws[0]]))
 
 
+def test_eager_lines_that_are_not_finite_are_no_yardstick():
+    """The norm of a zero vector has no derivative there, and PyTorch's is NaN."""
+    weight = nn.Parameter(torch.randn(6))
+    dead = nn.Parameter(torch.ones(6))
+    with pytest.raises(RuntimeError, match=r"eager lines .* give NaN or infinity in float64, for .*at zero inside"):
+        gpfast.check(lambda x: ((x - 100).relu() * dead).norm(dim=1) + x @ weight, torch.randn(5, 6), at="real")
+
+
 # the command line
 
 
