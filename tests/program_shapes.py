@@ -3,6 +3,7 @@
 import math
 
 from program_choices import anything, dim, each, planes, rank, ranks_from
+from second_derivatives import of_grid_sample
 
 
 def reshaped(b, v):
@@ -152,7 +153,7 @@ POOLS = [
     (rank(3, 4), scaled),
     (rank(3, 4), smoothly_scaled),
     (planes(2, 4), lambda b, v: f"F.lp_pool2d({v} ** 2 + 0.1, 2, 2)"),
-    (planes(2, 4), sampled),
+    *([(planes(2, 4), sampled)] if of_grid_sample() else []),
 ]
 
 # What a rule may meet in between: nodes without one, constants, and recomputation.

@@ -143,6 +143,7 @@ def test_gradients_keep_the_dtypes_of_the_ends(generator):
     assert real.grad.dtype == torch.float16 and fake.grad.dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck, from 2.14 on
 @pytest.mark.parametrize("alpha", [(3,), ()], ids=named)
 @pytest.mark.parametrize("grad", [True, False])
 def test_registration(alpha, grad, generator):
@@ -188,7 +189,7 @@ def test_no_rows(ends):
     assert out.shape == (0, 3)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")  # of torch.func.jvp
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # of torch.func.jvp
 def test_forward_mode_and_torch_func(generator):
     real, fake, tangent = (sample((3, 4), torch.float64, generator) for _ in range(3))
     alpha = torch.rand(3, generator=generator, dtype=torch.float64)

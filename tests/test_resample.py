@@ -1,9 +1,12 @@
 """Resampling on the tape: filters, padding, shuffling, sampling on a grid, windows."""
 
+import math
+
 import pytest
 import torch
 from map_checks import everywhere, everywhere_and_laid_out, points, stays_channels_last, sweeps_of
-from tape_checks import agree, agree_low
+from second_derivatives import needs_that_of_grid_sample
+from tape_checks import LOSSES, agree, agree_low, autograd_gradients, tape_gradients
 from torch.nn import functional as F
 
 from gpfast import _extension
@@ -94,6 +97,7 @@ def grid(*shape):
     return points(*shape).tanh() * 1.3
 
 
+@needs_that_of_grid_sample
 @pytest.mark.parametrize("corners", [False, True])
 @pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
 @pytest.mark.parametrize("mode", ["bilinear", "nearest", "bicubic"])
@@ -106,12 +110,43 @@ def test_grid_sample(mode, padding, corners):
     everywhere_and_laid_out(op, points(*PLANE), "grid_sample")
 
 
+@needs_that_of_grid_sample
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 def test_grid_sample_of_a_volume(mode):
     places = grid(2, 3, 2, 4, 3)
     everywhere(lambda x: F.grid_sample(x, places, mode, align_corners=False), points(*VOLUME), "grid_sample")
 
 
+PLACES = [(PLANE, mode) for mode in ("bilinear", "nearest", "bicubic")] + [
+    (VOLUME, mode) for mode in ("bilinear", "nearest")
+]
+
+
+@pytest.mark.parametrize("corners", [False, True])
+@pytest.mark.parametrize("padding", ["zeros", "border", "reflection"])
+@pytest.mark.parametrize("shape, mode", PLACES, ids=str)
+def test_grid_sample_is_a_matrix(shape, mode, padding, corners):
+    """Its gradients are those of a product with that matrix, whatever PyTorch can differentiate."""
+    places = grid(shape[0], 3, *shape[2:-1], len(shape) - 2)
+    basis = torch.eye(math.prod(shape[1:]), dtype=torch.float64).unflatten(1, shape[1:])
+
+    def sampled(x):
+        return F.grid_sample(x, places, mode, padding, corners).flatten(1)
+
+    def by_matrix(x):
+        columns = [F.grid_sample(basis, one.expand(len(basis), *one.shape), mode, padding, corners) for one in places]
+        return torch.einsum("ni,nio->no", x.flatten(1), torch.stack(columns).flatten(2))
+
+    scale = torch.linspace(0.5, 1.5, shape[-1], dtype=torch.float64).requires_grad_()
+    for loss in LOSSES:
+        ours, theirs = (lambda x, op=op: op((scale * x).tanh()).tanh() * scale.sum() for op in (sampled, by_matrix))
+        value, gradients, steps = tape_gradients(ours, points(*shape), [scale], loss)
+        assert "grid_sample" in [rule for _, rule, *_ in steps], steps
+        expected = autograd_gradients(theirs, points(*shape), [scale], loss)
+        torch.testing.assert_close((value, gradients), expected, rtol=1e-10, atol=1e-11)
+
+
+@needs_that_of_grid_sample
 def test_a_grid_that_depends_on_the_points_or_is_learned_runs_alone():
     node, image, places = "GridSampler2DBackward0", points(*PLANE), grid(2, 3, 4, 2)
     agree(lambda x: F.grid_sample(image, x, align_corners=False).sin(), places, alone=node)
