@@ -298,7 +298,7 @@ class _Judge:
         points = self.points(0)
         exact = self._exact(points)
         if exact is not None:
-            _refuse_not_finite(exact)
+            _refuse_not_finite(exact, "float64")
             ours = self.case.at_points(points, self.case.engine, double=True)
             self._add("float64", compared(ours, exact), exact, LARGEST)
         if exact is None or self.dtype != torch.float64:
@@ -330,6 +330,7 @@ class _Judge:
             ours.append(case.at_points(points, case.engine))
             eager.append(case.at_points(points, "reference"))
             if exact is None:
+                _refuse_not_finite(eager[0], self.name)
                 break
             truth.append(case.at_points(points, "reference", double=True) if draw else exact)
             if not is_yardstick(stacked(eager), stacked(truth)):
@@ -360,13 +361,13 @@ class _Judge:
                 self.failures.append(f"{dtype}: {c.failure}.")
 
 
-def _refuse_not_finite(exact: Outcome) -> None:
-    found = {VALUE: exact.value} | {name: g for name, g in exact.gradients.items() if g is not None}
+def _refuse_not_finite(eager: Outcome, dtype: str) -> None:
+    found = {VALUE: eager.value} | {name: g for name, g in eager.gradients.items() if g is not None}
     bad = [name for name, x in found.items() if not x.isfinite().all()]
     if bad:
         which = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
         raise RuntimeError(
-            f"the eager lines (gpfast.reference) themselves give NaN or infinity in float64, for {which}, so there is"
+            f"the eager lines (gpfast.reference) themselves give NaN or infinity in {dtype}, for {which}, so there is"
             " nothing that gpfast can be checked against. A norm, root or division at zero inside the critic does that"
             " (add an eps there), or data or weights that are not finite."
         )

@@ -412,12 +412,25 @@ def test_draws_are_compared_together():
     assert not compare.is_yardstick(compare.stacked([draws[1], draws[1]]), compare.stacked([draws[0], draws[0]]))
 
 
+class NormOfZeros(nn.Module):
+    """A norm has no derivative at zero, and PyTorch's second one is NaN."""
+
+    def __init__(self):
+        super().__init__()
+        self.dead, self.alive = nn.Parameter(torch.ones(6)), nn.Parameter(torch.randn(6))
+
+    def forward(self, x):
+        return ((x - 100).relu() * self.dead).norm(dim=1) + x @ self.alive
+
+
 def test_eager_lines_that_are_not_finite_are_no_yardstick():
-    """The norm of a zero vector has no derivative there, and PyTorch's is NaN."""
-    weight = nn.Parameter(torch.randn(6))
-    dead = nn.Parameter(torch.ones(6))
-    with pytest.raises(RuntimeError, match=r"eager lines .* give NaN or infinity in float64, for .*at zero inside"):
-        gpfast.check(lambda x: ((x - 100).relu() * dead).norm(dim=1) + x @ weight, torch.randn(5, 6), at="real")
+    with pytest.raises(
+        RuntimeError, match="eager lines .* give NaN or infinity in float64, for dead, .* at zero inside"
+    ):
+        gpfast.check(NormOfZeros(), torch.randn(5, 6), at="real")
+    dead, alive = torch.ones(6, requires_grad=True), torch.randn(6)  # a function that stays in float32
+    with pytest.raises(RuntimeError, match="eager lines .* give NaN or infinity in float32, for leaf 0, so"):
+        gpfast.check(lambda x: ((x - 100).relu() * dead).norm(dim=1) + x @ alive, torch.randn(5, 6), at="real")
 
 
 # the command line
