@@ -27,7 +27,7 @@ using Ints = std::vector<int64_t>;
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
 constexpr int64_t kFewChannels = 16, kManyPixels = 512, kFewPixels = 16;
-constexpr int64_t kTogether = 16;  // samples
+constexpr int64_t kTogether = 16, kInARow = 1536;  // samples, pixels
 constexpr int64_t kFewGroups = 8;
 
 enum class Layout { as_it_comes, contiguous, channels_last };
@@ -350,16 +350,17 @@ class Convolution final : public Rule {
   }
 
   // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
-  // backward at most 16 samples (they are the channels of a convolution there). The kernel for channels_last without stride and
-  // dilation, of enough channels, has a quarter of the error.
+  // backward at most 16 samples (they are the channels of a convolution there), which for few pixels is no difference. The kernel for
+  // channels_last without stride and dilation, of enough channels, has a quarter of the error, which grows as the root of the pixels.
   int64_t parts(const Tensor& z, const Tensor& h) const {
     if (layout_ == Layout::as_it_comes || weight_.scalar_type() != at::kFloat || summed_ == Summed::over_pixels) return 1;
     if (gradient_by_convolution(z)) return 1;
     const auto& o = options_;
     const bool dense = layout_ == Layout::channels_last && summed_ == Summed::as_it_comes && all(o.stride, 1) && all(o.dilation, 1) &&
                        std::min(weight_.size(1), weight_.size(0) / o.groups) >= kFewChannels;
-    const int64_t together = dense ? 4 * kTogether : kTogether;
-    return std::max<int64_t>(1, h.size(0) / together);
+    const Tensor& of = o.transposed ? h : z;
+    const int64_t better = dense ? 4 : 1, in_a_row = better * better * kInARow, pixels = of.numel() / of.size(1);
+    return std::clamp<int64_t>((pixels + in_a_row - 1) / in_a_row, 1, std::max<int64_t>(1, of.size(0) / (better * kTogether)));
   }
 
   // gradient += that of (z, h).
