@@ -287,7 +287,8 @@ class Convolution final : public Rule {
   bool one_way_and_dilated() const {
     const auto& o = options_;
     const size_t d = way();
-    if (o.groups > kFewGroups || o.dilation[d] == 1 || weight_.numel() != weight_.size(0) * weight_.size(1) * weight_.size(d + 2)) return false;
+    const bool one_way = weight_.numel() == weight_.size(0) * weight_.size(1) * weight_.size(d + 2);
+    if (!one_way || o.groups > kFewGroups || o.dilation[d] == 1) return false;
     for (size_t other = 0; other < o.padding.size(); ++other)
       if (other != d && o.padding[other] > 0) return false;
     return true;
@@ -319,7 +320,8 @@ class Convolution final : public Rule {
       const int64_t begin = first * stride + shift;
       const Tensor left = of.narrow(along, first, n), right = by.slice(along, begin, begin + (n - 1) * stride + 1, stride);
       std::vector<Tensor> groups;
-      for (int64_t group = 0; group < o.groups; ++group) groups.push_back(sum_over_pixels(share_of(left, group), share_of(right, group)));
+      for (int64_t group = 0; group < o.groups; ++group)
+        groups.push_back(sum_over_pixels(share_of(left, group), share_of(right, group)));
       pixels.push_back(groups.size() == 1 ? groups[0] : at::cat(groups));
     }
     return at::stack(pixels, -1).view(weight_.sizes());
@@ -350,14 +352,16 @@ class Convolution final : public Rule {
   }
 
   // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
-  // backward at most 16 samples (they are the channels of a convolution there), which for few pixels is no difference. The kernel for
-  // channels_last without stride and dilation, of enough channels, has a quarter of the error, which grows as the root of the pixels.
+  // backward at most 16 samples (they are the channels of a convolution there), which for few pixels is no difference. The kernel
+  // for channels_last without stride and dilation, of enough channels, has a quarter of the error; that grows as the root of the
+  // pixels.
   int64_t parts(const Tensor& z, const Tensor& h) const {
     if (layout_ == Layout::as_it_comes || weight_.scalar_type() != at::kFloat || summed_ == Summed::over_pixels) return 1;
     if (gradient_by_convolution(z)) return 1;
     const auto& o = options_;
-    const bool dense = layout_ == Layout::channels_last && summed_ == Summed::as_it_comes && all(o.stride, 1) && all(o.dilation, 1) &&
-                       std::min(weight_.size(1), weight_.size(0) / o.groups) >= kFewChannels;
+    const bool many_channels = std::min(weight_.size(1), weight_.size(0) / o.groups) >= kFewChannels;
+    const bool dense = layout_ == Layout::channels_last && summed_ == Summed::as_it_comes && many_channels && all(o.stride, 1) &&
+                       all(o.dilation, 1);
     const Tensor& of = o.transposed ? h : z;
     const int64_t better = dense ? 4 : 1, in_a_row = better * better * kInARow, pixels = of.numel() / of.size(1);
     return std::clamp<int64_t>((pixels + in_a_row - 1) / in_a_row, 1, std::max<int64_t>(1, of.size(0) / (better * kTogether)));
