@@ -23,7 +23,7 @@ demo: $(BUILT)
 
 test: $(BUILT)
 	$(BIN)/python -m pytest $(ARGS)
-	$(BIN)/python -m pytest tests/compiled $(ARGS)
+	$(BIN)/python -m pytest tests/compiled -n 2 --dist loadfile $(ARGS)
 
 # Every example program with --quick, and its figures read; the pictures are left in out/examples.
 examples: $(BUILT)
