@@ -22,7 +22,8 @@ demo: $(BUILT)
 	$(BIN)/python -m gpfast demo $(ARGS)
 
 test: $(BUILT)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --ignore tests/simt --ignore tests/emulator $(ARGS)
+	$(BIN)/python -m pytest tests/simt tests/emulator -n 2 --dist loadfile $(ARGS)
 	$(BIN)/python -m pytest tests/compiled -n 2 --dist loadfile $(ARGS)
 
 # Every example program with --quick, and its figures read; the pictures are left in out/examples.
