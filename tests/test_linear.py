@@ -258,3 +258,16 @@ def test_gradients_lie_like_their_weights(activation):
     )
     for value, gradient in zip([*parameters, weight], gradients, strict=False):
         assert gradient.stride() == value.stride()
+
+
+@pytest.mark.parametrize("features, width", [(6, 16), (5, 64), (24, 8)])
+def test_few_features_of_many_rows_in_float32(features, width):
+    """MKL adds up the terms of a product of few columns one by one."""
+
+    def make(dtype):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Linear(features, width), nn.Tanh(), nn.Linear(width, 32), nn.Tanh(), nn.Linear(32, 1))
+        layers = layers.to(dtype)
+        return lambda x: layers(x).mean(1), list(layers.parameters())
+
+    agree_low(make, points(4, 4096, features), torch.float32)

@@ -25,10 +25,23 @@ Tensor scaled(const Tensor& x, const Scalar& by) { return by.equal(1) ? x : at::
 // Stored column by column, like the transposed weight of a linear layer.
 bool by_columns(const Tensor& x) { return x.stride(-2) == 1 && x.stride(-1) != 1 && x.size(-2) > 1 && x.size(-1) > 1; }
 
+// MKL's products of few columns and a long sum take the terms one by one: six times the time, and the error, of the same product
+// turned. Other dtypes and devices are left alone.
+bool better_turned(const Tensor& x, const Tensor& y) {
+  constexpr int64_t kFew[] = {4, 10}, kLong = 256;
+  if (x.dim() != 2 || launched(x) || x.scalar_type() != at::kFloat) return false;
+  const int64_t rows = x.size(0), columns = y.size(1), sum = x.size(1);
+  return columns >= kFew[0] && columns <= kFew[1] && rows > columns && sum >= kLong && sum > rows;
+}
+Tensor turned_product(const Tensor& x, const Tensor& y) { return at::mm(y.t(), x.t()).t(); }
+
 // alpha x @ y
 Tensor multiplied(const Tensor& x, const Tensor& y, const Scalar& alpha) {
   // An outer product is no work for a matrix kernel.
-  auto product = x.size(-1) == 1 ? at::mul(x, y) : x.dim() == 2 ? at::mm(x, y) : at::bmm(x, y);
+  auto product = x.size(-1) == 1      ? at::mul(x, y)
+                 : better_turned(x, y) ? turned_product(x, y).contiguous()
+                 : x.dim() == 2        ? at::mm(x, y)
+                                       : at::bmm(x, y);
   return alpha.equal(1) ? product : product.mul_(alpha);
 }
 
@@ -36,6 +49,8 @@ Tensor multiplied(const Tensor& x, const Tensor& y, const Scalar& alpha) {
 void add_product(Tensor& into, const Tensor& x, const Tensor& y, const Scalar& alpha) {
   if (!into.defined()) {
     into = multiplied(x, y, alpha);
+  } else if (better_turned(x, y)) {
+    into.add_(turned_product(x, y), alpha);
   } else if (x.dim() == 2) {
     into.addmm_(x, y, 1, alpha);
   } else {
