@@ -229,6 +229,12 @@ Edge point_edge(const at::Tensor& target) {
   return gradient_edge(target);
 }
 
+edge_list point_edges(const std::vector<at::Tensor>& targets) {
+  edge_list edges;
+  for (const auto& target : targets) edges.push_back(point_edge(target));
+  return edges;
+}
+
 InputGradientBackward& node_of(const at::Tensor& gradient) {
   auto* node = gradient.defined() && gradient.grad_fn() ? dynamic_cast<InputGradientBackward*>(gradient.grad_fn().get()) : nullptr;
   TORCH_CHECK(node, "expected a gradient of gpfast::input_gradient");
@@ -265,9 +271,7 @@ using Gradients = std::tuple<std::vector<at::Tensor>, at::Tensor, std::string>;
 // scores that are returned, which replace the given ones.
 Gradients input_gradient(const at::Tensor& scores, const std::vector<at::Tensor>& targets, bool release, bool derivatives,
                          bool through_scores) {
-  edge_list edges;
-  for (const auto& target : targets) edges.push_back(point_edge(target));
-  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, /*later=*/derivatives,
+  auto [tape, gradients, refused] = differentiate(scores, point_edges(targets), release, derivatives, /*later=*/derivatives,
                                                      /*bent=*/through_scores, /*adding=*/false);
   if (!tape) return {std::move(gradients), scores, refused};
   at::AutoGradMode off(false);
@@ -350,16 +354,13 @@ variable_list parts_of(const at::Tensor& seeds, const std::vector<Form>& forms) 
   return parts;
 }
 
+using Penalty = std::tuple<at::Tensor, at::Tensor, std::string, std::vector<int64_t>>;
+
 // input_gradient, the penalty of its norms a sample, and hand_over in one call: the usual case, of no mask. unused: the places of
 // targets that the scores do not depend on, of which there are none where there is a penalty.
-std::tuple<at::Tensor, at::Tensor, std::string, std::vector<int64_t>> penalty(const at::Tensor& scores,
-                                                                              const std::vector<at::Tensor>& targets, double center,
-                                                                              bool one_sided, double eps, c10::string_view reduction,
-                                                                              double weight, bool release, bool derivatives,
-                                                                              const std::optional<at::Tensor>& onto) {
-  edge_list edges;
-  for (const auto& target : targets) edges.push_back(point_edge(target));
-  auto [tape, gradients, refused] = differentiate(scores, std::move(edges), release, derivatives, /*later=*/false, /*bent=*/false,
+Penalty penalty(const at::Tensor& scores, const std::vector<at::Tensor>& targets, double center, bool one_sided, double eps,
+                c10::string_view reduction, double weight, bool release, bool derivatives, const std::optional<at::Tensor>& onto) {
+  auto [tape, gradients, refused] = differentiate(scores, point_edges(targets), release, derivatives, /*later=*/false, /*bent=*/false,
                                                      /*adding=*/onto.has_value());
   const auto nothing = [] { return at::empty({0}); };
   if (!tape) return {nothing(), nothing(), refused, {}};

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpfast.inputs import Structure, named_tensors, pick_score
+from gpfast.inputs import Structure, arrangement, named_tensors, pick_score
 from gpfast.layout import reduced_dims
 from gpfast.options import Options
 
@@ -285,16 +285,15 @@ def check_score(score: Any, name: str, hint: str) -> None:
 
 
 def _check_same_structure(first: Structure, second: Structure, name: str = "`real`", other: str = "`fake`") -> None:
-    def arrangement(structure):
+    def words(structure):
         if isinstance(structure, Mapping):
-            return f"a dict with keys {list(structure)}", list(structure)
+            return f"a dict with keys {list(structure)}"
         if isinstance(structure, tuple | list):
-            return f"a {'list' if isinstance(structure, list) else 'tuple'} of {len(structure)}", len(structure)
-        return "a tensor" if isinstance(structure, Tensor) else f"a {type(structure).__name__}", None
+            return f"a {'list' if isinstance(structure, list) else 'tuple'} of {len(structure)}"
+        return "a tensor" if isinstance(structure, Tensor) else f"a {type(structure).__name__}"
 
-    (words, arranged), (others, likewise) = arrangement(first), arrangement(second)
-    if arranged != likewise:
-        raise ValueError(f"{name} and {other} must be arranged alike; got {words} and {others}.")
+    if arrangement(first) != arrangement(second):
+        raise ValueError(f"{name} and {other} must be arranged alike; got {words(first)} and {words(second)}.")
 
 
 def _readable(tensor: Tensor) -> bool:

@@ -27,6 +27,13 @@ def tensors_of(structure: Structure) -> list[Tensor]:
     return [structure] if isinstance(structure, Tensor) else list(named_tensors(structure, "").values())
 
 
+def arrangement(structure: Any) -> list | int | None:
+    """What structures that are arranged alike have in common: the keys of a dict, the length of a tuple or list."""
+    if isinstance(structure, Mapping):
+        return list(structure)
+    return len(structure) if isinstance(structure, tuple | list) else None
+
+
 def arranged(like: Structure, tensors: Sequence[Any]) -> Any:
     """`tensors` as `like` is arranged."""
     if isinstance(like, Mapping):

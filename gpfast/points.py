@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from gpfast import _extension
 from gpfast.backend import under_transform
-from gpfast.inputs import Structure, tensors_of
+from gpfast.inputs import Structure, arrangement, tensors_of
 from gpfast.interpolate import interpolate
 from gpfast.layout import accumulate_dtype
 
@@ -60,7 +58,7 @@ def plain_start(
     fakes = None
     if at == "interpolates":
         fakes = _plain_tensors(fake)
-        if not fakes or not _arranged_alike(real, fake):
+        if not fakes or arrangement(real) != arrangement(fake):
             return None
     points, targets = torch.ops.gpfast.plain_start.default(reals, fakes, generator)
     return list(zip(points, targets, strict=True)) or None
@@ -68,18 +66,8 @@ def plain_start(
 
 def _plain_tensors(structure: Structure | None) -> list[Tensor] | None:
     """The tensors of `structure`, where all are of no other class."""
-    if type(structure) is Tensor:
-        return [structure]
-    if not isinstance(structure, tuple | list | Mapping):
-        return None
-    tensors = list(structure.values() if isinstance(structure, Mapping) else structure)
+    tensors = tensors_of(structure)
     return tensors if all(type(x) is Tensor for x in tensors) else None
-
-
-def _arranged_alike(real: Structure, fake: Structure) -> bool:
-    if isinstance(real, Mapping) or isinstance(fake, Mapping):
-        return isinstance(real, Mapping) and isinstance(fake, Mapping) and list(real) == list(fake)
-    return isinstance(real, Tensor) == isinstance(fake, Tensor)
 
 
 def edge(target: Target) -> Target:

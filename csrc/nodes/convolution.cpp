@@ -15,6 +15,7 @@
 #include <tuple>
 #include <utility>
 
+#include "nodes/values.h"
 #include "ops/convolution.h"
 #include "ops/relayout.h"
 
@@ -136,7 +137,7 @@ class Convolution final : public Rule {
         below = data_gradient(b);
       }
       // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
-      if (place.wanted(2) && !bias.defined()) bias = sum_of(b);
+      if (place.wanted(2) && !bias.defined()) bias = sum_by_channel(b);
     }
     return {plain(std::move(below)), as_the_weight(plain(std::move(gradient))), std::move(bias)};
   }
@@ -324,7 +325,7 @@ class Convolution final : public Rule {
         groups.push_back(sum_over_pixels(share_of(left, group), share_of(right, group)));
       pixels.push_back(groups.size() == 1 ? groups[0] : at::cat(groups));
     }
-    return at::stack(pixels, -1).view(weight_.sizes());
+    return (pixels.size() == 1 ? pixels[0] : at::stack(pixels, -1)).view(weight_.sizes());
   }
 
   // Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
@@ -369,7 +370,9 @@ class Convolution final : public Rule {
 
   // gradient += that of (z, h).
   void add_weight_gradient(Tensor& gradient, const Tensor& z, const Tensor& h) const {
-    for_each_block(z.size(0), parts(z, h),
+    const int64_t parts = this->parts(z, h);
+    if (parts == 1) return add_part(gradient, z, h);
+    for_each_block(z.size(0), parts,
                    [&](int64_t first, int64_t n) { add_part(gradient, z.narrow(0, first, n), h.narrow(0, first, n)); });
   }
 
@@ -415,12 +418,6 @@ class Convolution final : public Rule {
     const int64_t channels = o.transposed ? weight.size(1) * o.groups : weight.size(0);
     return at::convolution_backward(z, h, weight, at::IntArrayRef(channels), o.stride, o.padding, o.dilation, o.transposed,
                                     o.output_padding, o.groups, mask);
-  }
-
-  static Tensor sum_of(const Tensor& b) {
-    Sizes dimensions{0};
-    for (int64_t d = 2; d < b.dim(); ++d) dimensions.push_back(d);
-    return b.sum(dimensions);
   }
 
   Tensor input_, weight_;

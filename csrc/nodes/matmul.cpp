@@ -28,10 +28,10 @@ bool by_columns(const Tensor& x) { return x.stride(-2) == 1 && x.stride(-1) != 1
 // MKL's products of few columns and a long sum take the terms one by one: six times the time, and the error, of the same product
 // turned. Other dtypes and devices are left alone.
 bool better_turned(const Tensor& x, const Tensor& y) {
-  constexpr int64_t kFew[] = {4, 10}, kLong = 256;
+  constexpr int64_t kFewest = 4, kMost = 10, kLong = 256;
   if (x.dim() != 2 || launched(x) || x.scalar_type() != at::kFloat) return false;
   const int64_t rows = x.size(0), columns = y.size(1), sum = x.size(1);
-  return columns >= kFew[0] && columns <= kFew[1] && rows > columns && sum >= kLong && sum > rows;
+  return columns >= kFewest && columns <= kMost && rows > columns && sum >= kLong && sum > rows;
 }
 Tensor turned_product(const Tensor& x, const Tensor& y) { return at::mm(y.t(), x.t()).t(); }
 

@@ -5,6 +5,7 @@
 #include <ATen/ops/zeros_like.h>
 #include <c10/util/accumulate.h>
 
+#include "nodes/values.h"
 #include "ops/normalize.h"
 #include "ops/relayout.h"
 
@@ -237,7 +238,7 @@ class FrozenBatchNorm : public Rule {
     if (!t[kInput].defined()) return out;
     // The weight's gradient of <a, J t> is that of an input t with a mean of zero.
     if (a.defined()) {
-      of_weight_ = summed_apart(a) ? weight_gradient(a, t[kInput], {})
+      of_weight_ = summed_apart(a) ? weight_gradient(a, t[kInput])
                                    : backward(a, t[kInput], at::zeros_like(held_.mean), {false, true, false})[kWeight];
     }
     if (place.tangent) out[0] = backward(t[kInput], t[kInput], held_.mean, {true, false, false})[0];
@@ -250,14 +251,11 @@ class FrozenBatchNorm : public Rule {
     if (b[0].defined()) {
       const bool weighs = wants(place, kWeight), biased = wants(place, kBias), apart = summed_apart(b[0]);
       const auto& input = weighs ? held_.input : b[0];
-      Values found(place.inputs.size());
+      Values found(3);
+      if (place.wanted(kInput) || !apart)
+        found = backward(b[0], input, held_.mean, {place.wanted(kInput), weighs && !apart, biased && !apart});
       if (apart && weighs) found[kWeight] = weight_gradient(b[0], input, held_.mean);
-      if (apart && biased) found[kBias] = b[0].sum(all_but_channels(b[0]));
-      if (place.wanted(kInput) || !apart) {
-        auto more = backward(b[0], input, held_.mean, {place.wanted(kInput), weighs && !apart, biased && !apart});
-        for (size_t i = 0; i < more.size(); ++i)
-          if (more[i].defined()) found[i] = std::move(more[i]);
-      }
+      if (apart && biased) found[kBias] = sum_by_channel(b[0]);
       accumulate(found[kWeight], std::move(of_weight));
       return found;
     }
@@ -280,14 +278,8 @@ class FrozenBatchNorm : public Rule {
   // In channels_last ATen's kernel adds one pixel after another, in float32.
   static bool summed_apart(const Tensor& z) { return z.scalar_type() == at::kFloat && !launched(z) && !z.is_contiguous(); }
 
-  static Sizes all_but_channels(const Tensor& z) {
-    Sizes dimensions{0};
-    for (int64_t d = 2; d < z.dim(); ++d) dimensions.push_back(d);
-    return dimensions;
-  }
-
-  // The sum of gradient * (input - mean) / deviation, of some samples at a time: what lies between is small. mean: or none.
-  Tensor weight_gradient(const Tensor& gradient, const Tensor& input, const Tensor& mean) const {
+  // The sum of gradient * (input - mean) / deviation, of some samples at a time: what lies between is small.
+  Tensor weight_gradient(const Tensor& gradient, const Tensor& input, const Tensor& mean = {}) const {
     constexpr int64_t kBlock = 1 << 18;  // elements
     const int64_t samples = gradient.size(0), most = std::max<int64_t>(1, kBlock * samples / gradient.numel());
     Sizes one_a_channel(gradient.dim(), 1);
@@ -297,7 +289,7 @@ class FrozenBatchNorm : public Rule {
       const int64_t n = std::min(most, samples - first);
       const auto g = gradient.narrow(0, first, n), x = input.narrow(0, first, n);
       const auto product = mean.defined() ? x.sub(mean.view(one_a_channel)).mul_(g) : x.mul(g);
-      accumulate(sum, product.sum(all_but_channels(g)));
+      accumulate(sum, sum_by_channel(product));
     }
     return sum.mul_(variance_.add(eps_).rsqrt_());
   }
