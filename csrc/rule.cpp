@@ -3,7 +3,9 @@
 #include <ATen/Context.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
+#include <ATen/ops/addcmul.h>
 #include <ATen/ops/empty_like.h>
+#include <ATen/ops/mul.h>
 #include <ATen/ops/real.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
@@ -26,6 +28,12 @@ const torch::autograd::InputMetadata& metadata(const Node& node, size_t i) {
 bool Place::any_wanted() const {
   for (const auto& input : inputs)
     if (input.wanted) return true;
+  return false;
+}
+
+bool Place::parameters_wanted() const {
+  for (const auto& input : inputs)
+    if (input.wanted && !input.live) return true;
   return false;
 }
 
@@ -101,6 +109,12 @@ at::Tensor transposed(const at::Tensor& matrix) {
   return viewed(matrix, sizes, strides, matrix.storage_offset());
 }
 
+at::Tensor along_samples(const at::Tensor& numbers, int64_t dims) {
+  Sizes sizes{numbers.numel()};
+  while (static_cast<int64_t>(sizes.size()) < dims) sizes.push_back(1);
+  return numbers.reshape(sizes);
+}
+
 void accumulate(at::Tensor& into, at::Tensor value) {
   if (!value.defined() || value._is_zerotensor()) return;
   if (!into.defined()) {
@@ -113,6 +127,12 @@ void accumulate(at::Tensor& into, at::Tensor value) {
     into = at::add(into, value);
   }
 }
+
+at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h) {
+  return at::addcmul(t, h, along_samples(ratio, h.dim()));
+}
+
+at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) { return at::mul(z, along_samples(ratio, z.dim())); }
 
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   int64_t bytes = 0;

@@ -32,10 +32,12 @@ struct Place {
   size_t outputs = 1;    // of the operation
   bool bent = false;     // second adjoints may arrive at its outputs
   bool tangent = false;  // the tangent of its outputs is used further up
+  bool proportional = false;  // second adjoints are Rule::ratio times the adjoints, and those that `bent` announces besides
 
   bool live(size_t i) const { return inputs[i].live; }
   bool wanted(size_t i) const { return inputs[i].wanted; }
   bool any_wanted() const;
+  bool parameters_wanted() const;
   // Exactly these inputs are live, in a mask of bits: only(0b10) is input 1 alone.
   bool only(unsigned mask) const;
   // Of an input that has an edge, which every live or wanted one has.
@@ -92,6 +94,10 @@ class Rule {
   virtual bool repeats_adjoint() const { return false; }
   virtual at::Tensor adjoint_again() const { return {}; }
 
+  // Where place.proportional, set by the sweeps before tangent: a number for each sample, by which tangent and second give parameters
+  // what second adjoints would give them. No other value is a sample's than in dimension 0.
+  at::Tensor ratio;
+
   // Nothing is defined where the rule does something else. made: the gradient of the weight, which second then returns.
   virtual OfRows of_rows() const { return {}; }
   virtual void made(at::Tensor /*gradient*/) {}
@@ -133,6 +139,12 @@ bool launched(const at::Tensor& tensor);
 constexpr int64_t kWorthALaunch = 64 << 20;
 // From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
+// A number a sample, to be broadcast against values of so many dimensions.
+at::Tensor along_samples(const at::Tensor& numbers, int64_t dims);
+// t + ratio h, sample by sample.
+at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h);
+// ratio z
+at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z);
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
 // In the dense layout of `like`, which has the same sizes: no copy where it is already.

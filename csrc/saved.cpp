@@ -67,11 +67,6 @@ Ints integers(const std::vector<c10::SymInt>& values) {
   for (const auto& value : values) out.push_back(integer(value));
   return out;
 }
-std::optional<Ints> integers(const c10::OptionalArray<c10::SymInt>& values) {
-  if (!values.list) return std::nullopt;
-  return integers(*values.list);
-}
-
 // on<ReluBackward0>(table, [](auto& node, const Place& place) -> Made { ... });
 template <typename T, typename F>
 void on(Table& table, F) {
@@ -1188,6 +1183,101 @@ const Table& table() {
 thread_local bool enabled = true;
 
 }  // namespace
+
+namespace {
+
+// What is linear sample by sample
+
+using Condition = bool (*)(const Node&, const Place&);
+using Conditions = std::unordered_map<std::type_index, Condition>;
+
+template <typename... Nodes, typename F>
+void each(Conditions& conditions, F) {
+  const auto add = [&]<typename T>(const T*) {
+    conditions.emplace(typeid(T), [](const Node& node, const Place& place) { return F{}(static_cast<const T&>(node), place); });
+  };
+  (add(static_cast<const Nodes*>(nullptr)), ...);
+}
+
+int64_t dims_of(const torch::autograd::InputMetadata& value) { return static_cast<int64_t>(value.shape_as_dim_vector().size()); }
+
+// Live inputs have the dimensions of the result: none is broadcast along those before its own.
+bool same_dims(const Node& node, const Place& place) {
+  for (size_t i = 0; i < place.inputs.size(); ++i)
+    if (place.live(i) && static_cast<int64_t>(place.sizes(i).size()) != dims_of(node.input_metadata(0))) return false;
+  return true;
+}
+bool beside_samples(int64_t dim, int64_t dims) { return at::maybe_wrap_dim(dim, dims) != 0; }
+
+const Conditions& conditions() {
+  static const Conditions all = [] {
+    Conditions conditions;
+    each<ConvolutionBackward0>(conditions, [](const auto& node, const Place& place) {
+      const auto dims = dims_of(node.input_metadata(0));
+      const bool cut = std::any_of(node.output_padding.begin(), node.output_padding.end(), [](const auto& n) { return n != 0; });
+      return place.only(0b001) && dims >= 3 && dims <= 5 && !cut;
+    });
+    each<MmBackward0>(conditions, [](const auto&, const Place& place) { return place.only(0b01); });
+    each<AddmmBackward0>(conditions, [](const auto& node, const Place& place) {
+      return place.only(0b010) && !node.alpha.isComplex() && !node.beta.isComplex();
+    });
+    each<ReluBackward0, LeakyReluBackward0, LeakyReluBackward1, HardtanhBackward0, ClampBackward1, ClampMinBackward0,
+         ClampMaxBackward0, AbsBackward0, AliasBackward0, CloneBackward0, NegBackward0, NativeDropoutBackward0, ViewBackward0,
+         UnsafeViewBackward0, ReshapeAliasBackward0, SqueezeBackward0, SqueezeBackward1, SqueezeBackward2, UnsqueezeBackward0,
+         AvgPool2DBackward0, AvgPool3DBackward0, AdaptiveAvgPool2DBackward0, AdaptiveAvgPool3DBackward0,
+         MaxPool2DWithIndicesBackward0, MaxPool3DWithIndicesBackward0, UpsampleNearest2DBackward0, UpsampleBilinear2DBackward0,
+         PixelShuffleBackward0, ReflectionPad2DBackward0, ReplicationPad2DBackward0>(
+        conditions, [](const auto&, const Place& place) { return !place.parameters_wanted(); });
+    each<AddBackward0, SubBackward0>(conditions, [](const auto& node, const Place& place) {
+      return same_dims(node, place) && !place.parameters_wanted();
+    });
+    each<MulBackward0>(conditions, [](const auto& node, const Place& place) {
+      return !place.only(0b11) && same_dims(node, place) && !place.parameters_wanted();
+    });
+    each<DivBackward0>(conditions, [](const auto& node, const Place& place) {
+      return place.only(0b01) && same_dims(node, place) && !place.parameters_wanted();
+    });
+    each<SumBackward1, MeanBackward1>(conditions, [](const auto& node, const Place& place) {
+      const auto dims = static_cast<int64_t>(place.sizes(0).size());
+      const auto over = node.dim.list.value_or(Ints());
+      return !over.empty() && std::all_of(over.begin(), over.end(), [&](int64_t dim) { return beside_samples(dim, dims); });
+    });
+    each<TransposeBackward0>(conditions, [](const auto& node, const Place&) {
+      const auto dims = dims_of(node.input_metadata(0));
+      return dims > 0 && beside_samples(node.dim0, dims) && beside_samples(node.dim1, dims);
+    });
+    each<SliceBackward0, SelectBackward0>(conditions, [](const auto& node, const Place& place) {
+      return beside_samples(node.dim, static_cast<int64_t>(place.sizes(0).size()));
+    });
+    each<ConstantPadNdBackward0>(conditions, [](const auto& node, const Place& place) {
+      return node.pad.size() < 2 * place.sizes(0).size();
+    });
+    each<PermuteBackward0>(conditions, [](const auto& node, const Place&) { return !node.dims.empty() && node.dims[0] == 0; });
+    each<CatBackward0>(conditions, [](const auto& node, const Place& place) {
+      return !place.parameters_wanted() && beside_samples(node.dim, dims_of(node.input_metadata(0)));
+    });
+    return conditions;
+  }();
+  return all;
+}
+
+}  // namespace
+
+bool passes_ratio(const Node& node, const Place& place, int64_t samples) {
+  const auto condition = conditions().find(typeid(node));
+  if (!enabled || condition == conditions().end()) return false;
+  const auto fits = [&](const torch::autograd::InputMetadata& value) {
+    const auto sizes = sizes_of(value);
+    const auto dtype = c10::typeMetaToScalarType(value.dtype());
+    return !sizes.empty() && sizes[0] == samples && is_dense(value) && (dtype == at::kFloat || dtype == at::kDouble);
+  };
+  if (!fits(node.input_metadata(0))) return false;
+  for (size_t i = 0; i < place.inputs.size(); ++i) {
+    const auto& edge = node.next_edge(i);
+    if (place.live(i) && !fits(edge.function->input_metadata(edge.input_nr))) return false;
+  }
+  return condition->second(node, place);
+}
 
 bool has_rule(const Node& node) { return enabled && table().count(typeid(node)); }
 

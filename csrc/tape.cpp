@@ -107,6 +107,7 @@ bool Tape::make_rule(Step& step) {
   bool hooked = false;
   step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr, hooked);
   if (!step.rule) {
+    TORCH_CHECK(!step.place.proportional || !step.place.parameters_wanted(), "gpfast: no rule for ", step.node->name());
     auto alone = std::make_unique<Alone>(step.node, step.place, /*read_before=*/hooked);
     step.alone = alone.get();
     step.rule = std::move(alone);
@@ -122,7 +123,20 @@ bool Tape::make_rule(Step& step) {
 // a time.
 void Tape::make_rules(size_t at) {
   made_ = at;
-  while (make_rule(plan_.steps[made_]) && made_ > 0) --made_;
+  while (true) {
+    find_waist(made_);
+    if (!make_rule(plan_.steps[made_]) || made_ == 0) return;
+    --made_;
+  }
+}
+
+// The highest one.
+void Tape::find_waist(size_t at) {
+  auto& place = plan_.steps[at].place;
+  if (waist_at_ || !place.bent || !Waist::at(plan_, at)) return;
+  waist_at_ = at;
+  place.bent = place.tangent = false;
+  place.proportional = true;
 }
 
 // Once it is known whether a step bends: which sweeps it is in, and what that means for those below.
@@ -142,6 +156,7 @@ void Tape::settle(Step& step) {
     auto& below = plan_.steps[step.sources[i].step].place;
     below.tangent |= step.runs_tangent;
     below.bent |= (bends || place.bent) && place.wanted(i);
+    below.proportional |= place.proportional;
   }
 }
 
@@ -177,6 +192,11 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
       continue;
     }
     if (at < made_) make_rules(at);
+    if (at == waist_at_) {
+      Plain plain;
+      step.reader = kSeveral;
+      step.a[0] = waist_.open(std::move(step.a[0]));
+    }
     if (adjoint_of_run(at, gradients)) {
       at = runs_.back()->bottom();
       continue;
@@ -197,6 +217,10 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     give_adjoint(step, std::move(out), gradients);
   }
   if (plan_.half) unscale_gradients(gradients);
+  if (waist_.opened()) {
+    Plain plain;
+    waist_.scale(gradients);
+  }
   watched_.describe(steps);
   return gradients;
 }
@@ -345,19 +369,43 @@ variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable
   if (plan_.half) scale_tangents(v, b);
   variable_list grads = std::move(begun);
   grads.resize(edges_.size());
-  tangent_sweep(std::move(v), grads);
-  last_sweep(std::move(b), grads);
+  for (size_t i = 0; i < b.size(); ++i) give_second(plan_.roots[i], std::move(b[i]), grads);
+  if (waist_.opened()) pass_waist(v, grads, keep);
+  const size_t end = waist_.opened() ? *waist_at_ + 1 : plan_.steps.size();
+  tangent_sweep(std::move(v), grads, 0, end);
+  last_sweep(grads, 0, end);
   return grads;
 }
 
-void Tape::tangent_sweep(variable_list v, variable_list& grads) {
+// Finishes what lies above the waist, and makes v the tangents for what lies below.
+void Tape::pass_waist(variable_list& v, variable_list& grads, bool keep) {
+  auto& steps = plan_.steps;
+  const size_t above = *waist_at_ + 1;
+  {
+    Plain plain;
+    if (above < steps.size()) steps[*waist_at_].t = {waist_.tangent(v)};
+    waist_.seed(v);
+  }
+  tangent_sweep(variable_list(v.size()), grads, above, steps.size());
+  last_sweep(grads, above, steps.size());
+  const auto ratio = std::move(waist_second_);
+  Plain plain;
+  for (size_t at = 0; at < above; ++at)
+    if (steps[at].rule) steps[at].rule->ratio = ratio;
+  for (size_t i = 0; ratio.defined() && i < v.size(); ++i)
+    if (target_edges_[i] >= 0) accumulate(grads[target_edges_[i]], waist_.second(ratio, i));
+  if (!keep) waist_.release();
+}
+
+void Tape::tangent_sweep(variable_list v, variable_list& grads, size_t begin, size_t end) {
   auto& steps = plan_.steps;
   auto target_uses = target_uses_;
   std::vector<c10::SmallVector<int, 2>> uses;
   for (auto& step : steps) uses.push_back(step.uses);
   const Watched::Running running(watched_, kTangent);
   auto run = runs_.rbegin();
-  for (size_t at = 0; at < steps.size(); ++at) {
+  while (run != runs_.rend() && (*run)->bottom() < begin) ++run;
+  for (size_t at = begin; at < end; ++at) {
     auto& step = steps[at];
     running.at(at);
     if (!step.rule || !step.runs_tangent) continue;
@@ -442,14 +490,11 @@ void Tape::run_second(Step& step, variable_list& grads) {
   step.rule.reset();
 }
 
-void Tape::last_sweep(variable_list b, variable_list& grads) {
+void Tape::last_sweep(variable_list& grads, size_t begin, size_t end) {
   auto& steps = plan_.steps;
-  for (auto& step : steps) {
-    step.t.clear();
-  }
-  for (size_t i = 0; i < b.size(); ++i) give_second(plan_.roots[i], std::move(b[i]), grads);
+  for (size_t at = begin; at < end; ++at) steps[at].t.clear();
   const Watched::Running running(watched_, kSecond);
-  for (size_t at = steps.size(); at-- > 0;) {
+  for (size_t at = end; at-- > begin;) {
     auto& step = steps[at];
     running.at(at);
     if (step.rule && step.runs_second) run_second(step, grads);
@@ -481,6 +526,10 @@ void Tape::give_second(const Source& source, at::Tensor value, variable_list& gr
   if (source.side >= 0) {
     if (source.transposed) value = transposed(value);
     accumulate(grads[source.side], std::move(value));
+    return;
+  }
+  if (waist_.opened() && source.step == static_cast<int>(*waist_at_)) {
+    accumulate(waist_second_, std::move(value));
     return;
   }
   if (source.target >= 0 && target_edges_[source.target] >= 0) accumulate(grads[target_edges_[source.target]], value);

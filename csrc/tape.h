@@ -3,6 +3,7 @@
 #include "dense_run.h"
 #include "plan.h"
 #include "saved.h"
+#include "waist.h"
 #include "watch.h"
 
 namespace gpfast {
@@ -48,8 +49,10 @@ class Tape {
   void give_adjoint(Step& step, Values out, variable_list& gradients);
   void place_escapes(Step& step);
   void admit_second(int index, int made_from);
-  void tangent_sweep(variable_list v, variable_list& grads);
-  void last_sweep(variable_list b, variable_list& grads);
+  void find_waist(size_t at);
+  void tangent_sweep(variable_list v, variable_list& grads, size_t begin, size_t end);
+  void last_sweep(variable_list& grads, size_t begin, size_t end);
+  void pass_waist(variable_list& v, variable_list& grads, bool keep);
   void run_second(Step& step, variable_list& grads);
   void give_second(const Source& source, at::Tensor value, variable_list& grads);
   void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
@@ -62,6 +65,9 @@ class Tape {
   std::vector<int> side_uses_;  // of each edge, the steps that have a gradient for it
   bool finished_ = false;
   Versions versions_;
+  Waist waist_;
+  std::optional<size_t> waist_at_;  // the step
+  at::Tensor waist_second_;  // the second adjoint that arrived there
   int exponent_ = 0;    // adjoints are carried times 2^exponent
   at::Tensor unscale_;  // 0-dim float32
   Watched watched_;

@@ -65,7 +65,7 @@ void watch_refused(const std::string& why) {
 std::string in_words(const Step& step) {
   std::ostringstream words;
   words << step.node->name() << '\t' << step.rule->name() << '\t' << step.rule->bends() << '\t' << step.place.bent << '\t'
-        << step.rule->kept();
+        << step.place.proportional << '\t' << step.rule->kept();
   return words.str();
 }
 

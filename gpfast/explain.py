@@ -177,7 +177,7 @@ def _node_table(nodes: Sequence[Node]) -> str:
                 n.module,
                 n.rule,
                 "yes" if n.bends else "",
-                "yes" if n.second else "",
+                "yes" if n.second else "known" if n.proportional else "",
                 f"{n.passes:.3g}" if n.passes else "",
                 digits(n.flop / 1e9) if n.flop else "",
                 digits(n.kept_bytes / 1e6) if n.kept_bytes else "",
@@ -228,6 +228,11 @@ def _about_bends(nodes: Sequence[Node]) -> str:
     layers = [n for n in nodes if n.passes]
     below = [n for n in layers if n.second]
     where = f"{last.name} of {last.module}" if last.module else last.name
+    if any(n.proportional for n in nodes):
+        return (
+            f"What bends, down to {where}, reads one number a sample: below, second adjoints are the adjoints times a"
+            " number for each sample, which is known before the tangents: 4 passes where there would be 6."
+        )
     alone = " (Alone, a node counts as bent where PyTorch's derivative of it depends on the points at all.)"
     return (
         f"Second adjoints start at {where}, the last node that bends, and reach {len(below)} of {len(layers)} nodes"

@@ -29,6 +29,7 @@ class Node:
     rule         The rule that differentiates it; "alone" where there is none, and PyTorch runs it.
     bends        Whether second adjoints start here: an activation that is curved, a norm, a product of two live values.
     second       Whether second adjoints reach it from nodes nearer to the scores.
+    proportional  Whether those are its adjoints times a number for each sample, known ahead: no sweep brings them.
     passes       Products of the layer's size in a step, counted in those of its forward; None without products.
     forward_flop, flop  Of products and convolutions, in the forward and in the whole step.
     kept_bytes   What it holds between the adjoint sweep and the others; alone, with what autograd saved for it.
@@ -40,6 +41,7 @@ class Node:
     rule: str
     bends: bool
     second: bool
+    proportional: bool
     passes: float | None
     forward_flop: int
     flop: int
@@ -130,6 +132,7 @@ class NodeCounter(Counter):
             rule=step.rule,
             bends=any(p.bends for p in parts),
             second=any(p.bent for p in parts),
+            proportional=any(p.proportional for p in parts),
             passes=(forward + flop) / forward if forward and flop else None,
             forward_flop=forward if flop else 0,
             flop=forward + flop if flop else 0,

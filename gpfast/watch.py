@@ -22,6 +22,7 @@ class Step(NamedTuple):
     rule: str  # "alone" where PyTorch runs it
     bends: bool
     bent: bool  # second adjoints reach it
+    proportional: bool  # second adjoints are the adjoints times a number for each sample: no sweep brings them
     kept: int  # bytes that the rule holds for the other sweeps
 
 
@@ -67,5 +68,6 @@ class Watch:
 
 
 def _step(line: str) -> Step:
-    tape, index, sequence, node, rule, bends, bent, kept = line.split("\t")
-    return Step(int(tape), int(index), int(sequence), node, rule, bends == "1", bent == "1", int(kept))
+    tape, index, sequence, node, rule, bends, bent, proportional, kept = line.split("\t")
+    flags = [word == "1" for word in (bends, bent, proportional)]
+    return Step(int(tape), int(index), int(sequence), node, rule, *flags, int(kept))

@@ -83,7 +83,7 @@ def tape_gradients(function, x, parameters, loss, *, rules=True, again=False):
     finally:
         torch.ops.gpfast.set_rules_enabled(True)
     lines = [line.split("\t") for line in seen]
-    return value.detach(), gradients, [(node, rule, bends == "1", bent == "1") for node, rule, bends, bent, _ in lines]
+    return value.detach(), gradients, [(node, rule, bends == "1", bent == "1") for node, rule, bends, bent, *_ in lines]
 
 
 def agree(function, x, parameters=(), *, rule=None, alone=None, tolerance=1e-10):

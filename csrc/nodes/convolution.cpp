@@ -1,5 +1,6 @@
 // Convolutions: y = w * h + c, with h live. The adjoint is the data gradient, the tangent the convolution without its bias.
 //   g_w = weight gradient of (a, t) + of (b, h)        g_c = sum b
+// Where b is r a, sample by sample: g_w = weight gradient of (a, t + r h), g_c = sum r a.
 #include "nodes/convolution.h"
 
 #include <ATen/ops/as_strided.h>
@@ -97,8 +98,8 @@ class Convolution final : public Rule {
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
     input_ = needs_input() ? saved(input_) : Tensor();
-    repeats_ = place.wanted(1) && repeated_above(a) ? reader : nullptr;
-    if (place.wanted(1) && !repeats_) adjoint_ = std::move(a);
+    repeats_ = place.wanted(1) && !place.proportional && repeated_above(a) ? reader : nullptr;
+    if ((place.wanted(1) && !repeats_) || (place.proportional && place.wanted(2))) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
   }
 
@@ -108,7 +109,7 @@ class Convolution final : public Rule {
     t = arranged(std::move(t));
     const auto& o = options_;
     Values out(1);
-    if (tangent_and_gradient(t, out[0])) return out;
+    if (!ratio.defined() && tangent_and_gradient(t, out[0])) return out;
     const bool first = !place.bent && gradient_is_best_first();
     if (first) begin_gradient(t);
     if (place.tangent)
@@ -118,10 +119,11 @@ class Convolution final : public Rule {
   }
 
   Values second(Values values) override {
-    Tensor below, bias, gradient = std::move(gradient_);
+    Tensor below, bias = std::move(bias_), gradient = std::move(gradient_);
     if (!gradient.defined() && place.wanted(1)) gradient = as_it_is_made(std::move(onto[1]));
     if (values[0].defined()) {
       const Tensor b = arranged(std::move(values[0]));
+      Tensor more_bias;
       if (place.wanted(1)) {
         const Tensor h = take(input_);
         if (summed_ != Summed::as_it_comes || slow_the_other_way() || gradient_by_convolution(b) || adds_in_blocks(gradient) ||
@@ -130,24 +132,24 @@ class Convolution final : public Rule {
           add_weight_gradient(gradient, b, h);
         } else {
           Tensor more;
-          std::tie(below, more, bias) = backward(b, h, weight_, {place.wanted(0), true, place.wanted(2) && launched_});
+          std::tie(below, more, more_bias) = backward(b, h, weight_, {place.wanted(0), true, place.wanted(2) && launched_});
           accumulate(gradient, std::move(more));
         }
       } else if (place.wanted(0)) {
         below = data_gradient(b);
       }
       // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
-      if (place.wanted(2) && !bias.defined()) bias = sum_by_channel(b);
+      if (place.wanted(2)) accumulate(bias, more_bias.defined() ? std::move(more_bias) : sum_by_channel(b));
     }
     return {plain(std::move(below)), as_the_weight(plain(std::move(gradient))), std::move(bias)};
   }
 
   Values begun() override { return {Tensor(), as_the_weight(plain(std::move(gradient_)))}; }
 
-  int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_}); }
+  int64_t kept() const override { return bytes_of({input_, adjoint_, gradient_, bias_}); }
 
  private:
-  bool needs_input() const { return place.bent && place.wanted(1); }
+  bool needs_input() const { return (place.bent || place.proportional) && place.wanted(1); }
 
   // One dimension as two, of height 1, as oneDNN takes it: only four dimensions have channels_last.
   void add_height() {
@@ -246,9 +248,13 @@ class Convolution final : public Rule {
   }
 
   void begin_gradient(const Tensor& t) {
+    if (!place.wanted(1) && !ratio.defined()) return;
+    const Tensor a = adjoint_here();
+    if (ratio.defined() && place.wanted(2)) bias_ = sum_by_channel(by_ratio(ratio, a));
     if (!place.wanted(1)) return;
     gradient_ = as_it_is_made(std::move(onto[1]));
-    add_weight_gradient(gradient_, adjoint_here(), t);
+    add_weight_gradient(gradient_, a, ratio.defined() ? with_ratio(t, ratio, input_) : t);
+    if (!place.bent) take(input_);
   }
 
   // A gradient of the weight that came from elsewhere.
@@ -422,7 +428,7 @@ class Convolution final : public Rule {
 
   Tensor input_, weight_;
   Tensor adjoint_;   // until the tangent comes
-  Tensor gradient_;  // of the weight, as far as (a, t) give it
+  Tensor gradient_, bias_;  // as far as they are made with the tangent
   ConvolutionOptions options_;
   bool launched_;  // when the rule was made: the sweeps that finish may run under another setting
   Sizes sizes_;  // of the input

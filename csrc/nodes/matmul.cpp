@@ -83,7 +83,7 @@ class Matmul final : public Rule {
       sizes_ = Sizes(values[0].sizes());
       out[addend_] = of_addend(values[0]);
     }
-    repeats_ = repeated_above(values[0]) ? reader : nullptr;
+    repeats_ = !place.proportional && repeated_above(values[0]) ? reader : nullptr;
     const Tensor a = output_as_matrix(std::move(values[0]));
     for (const int side : kSides) {
       const auto& factor = factors_[side];
@@ -91,6 +91,7 @@ class Matmul final : public Rule {
       if (meets_tangent(side) && !repeats_) a_ = a;
       if (!(factor.live && place.tangent) && !meets_second(side)) other(side).value.reset();
     }
+    if (place.proportional && wanted_addend()) a_ = a;
     return out;
   }
 
@@ -104,6 +105,7 @@ class Matmul final : public Rule {
       else if (repeats_ && !a_.defined() && other(side).tangent.defined()) a_ = output_as_matrix(repeats_->adjoint_again());
       if (!meets_second(side)) take(other(side).value);
     }
+    if (ratio.defined()) meet_ratio();
     if (!place.bent || parts_are_smaller()) make_parts();
     return out;
   }
@@ -111,7 +113,8 @@ class Matmul final : public Rule {
   Values second(Values values) override {
     Values out(place.inputs.size());
     make_parts();
-    if (values[0].defined() && addend_ >= 0 && place.wanted(addend_)) out[addend_] = of_addend(values[0]);
+    if (wanted_addend()) out[addend_] = std::move(addend_part_);
+    if (wanted_addend() && values[0].defined()) accumulate(out[addend_], of_addend(values[0]));
     const Tensor b = output_as_matrix(std::move(values[0]));
     for (const int side : kSides) {
       auto& factor = factors_[side];
@@ -132,7 +135,8 @@ class Matmul final : public Rule {
 
   OfRows of_rows() const override {
     const auto &left = factors_[kLeft], &right = factors_[kRight];
-    if (!left.live || right.live || live_addend() || place.bent || left.vector >= 0 || right.vector >= 0 || !alpha_.equal(1)) return {};
+    const bool plain = left.live && !right.live && !live_addend() && left.vector < 0 && right.vector < 0 && alpha_.equal(1);
+    if (!plain || place.bent || place.proportional) return {};
     return {.weight = right.value, .wanted = right.wanted};
   }
   void made(Tensor gradient) override { factors_[kRight].part = std::move(gradient); }
@@ -153,8 +157,9 @@ class Matmul final : public Rule {
 
   Side& other(int side) { return factors_[1 - side]; }
   bool live_addend() const { return addend_ >= 0 && place.live(addend_); }
+  bool wanted_addend() const { return addend_ >= 0 && place.wanted(addend_); }
   bool meets_tangent(int side) const { return factors_[side].wanted && factors_[1 - side].live; }
-  bool meets_second(int side) const { return factors_[side].wanted && place.bent; }
+  bool meets_second(int side) const { return factors_[side].wanted && (place.bent || place.proportional); }
   Tensor of_addend(const Tensor& a) const { return scaled(reduced_to(a, place.sizes(addend_), place.dtype(addend_)), beta_); }
 
   Tensor output_as_matrix(Tensor y) const {
@@ -196,6 +201,13 @@ class Matmul final : public Rule {
     return y.sizes() == at::IntArrayRef(sizes_) && y.is_non_overlapping_and_dense() ? y : y.expand(sizes_).contiguous();
   }
 
+  // Of a live matrix on the left: what second adjoints in proportion to the adjoints add.
+  void meet_ratio() {
+    auto& left = factors_[kLeft];
+    if (meets_tangent(kRight)) left.tangent = with_ratio(left.tangent, ratio, left.value);
+    if (wanted_addend()) addend_part_ = of_addend(by_ratio(ratio, a_));
+  }
+
   // The parts that are of a tangent; those made before are left as they are.
   void make_parts() {
     for (const int side : kSides) {
@@ -231,6 +243,7 @@ class Matmul final : public Rule {
   int addend_;
   Scalar alpha_, beta_;
   Side factors_[2];
+  Tensor addend_part_;  // of the addend's gradient: what is in proportion to the adjoint
   Sizes sizes_;  // of the output, where the addend is live
   Tensor a_;
   Rule* repeats_ = nullptr;  // the adjoint, which is then held from the tangent on
