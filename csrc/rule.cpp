@@ -109,12 +109,6 @@ at::Tensor transposed(const at::Tensor& matrix) {
   return viewed(matrix, sizes, strides, matrix.storage_offset());
 }
 
-at::Tensor along_samples(const at::Tensor& numbers, int64_t dims) {
-  Sizes sizes{numbers.numel()};
-  while (static_cast<int64_t>(sizes.size()) < dims) sizes.push_back(1);
-  return numbers.reshape(sizes);
-}
-
 void accumulate(at::Tensor& into, at::Tensor value) {
   if (!value.defined() || value._is_zerotensor()) return;
   if (!into.defined()) {
@@ -128,11 +122,23 @@ void accumulate(at::Tensor& into, at::Tensor value) {
   }
 }
 
-at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h) {
-  return at::addcmul(t, h, along_samples(ratio, h.dim()));
+namespace {
+
+// To be broadcast against z.
+at::Tensor along_samples(const at::Tensor& numbers, const at::Tensor& z) {
+  const int64_t samples = numbers.numel(), share = z.size(0) / samples;
+  Sizes sizes{z.size(0)};
+  while (static_cast<int64_t>(sizes.size()) < z.dim()) sizes.push_back(1);
+  return (share == 1 ? numbers : numbers.reshape({samples, 1}).expand({samples, share})).reshape(sizes);
 }
 
-at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) { return at::mul(z, along_samples(ratio, z.dim())); }
+}  // namespace
+
+at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h) {
+  return at::addcmul(t, h, along_samples(ratio, h));
+}
+
+at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) { return at::mul(z, along_samples(ratio, z)); }
 
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   int64_t bytes = 0;

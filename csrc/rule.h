@@ -95,7 +95,7 @@ class Rule {
   virtual at::Tensor adjoint_again() const { return {}; }
 
   // Where place.proportional, set by the sweeps before tangent: a number for each sample, by which tangent and second give parameters
-  // what second adjoints would give them. No other value is a sample's than in dimension 0.
+  // what second adjoints would give them. Each sample has an equal share of dimension 0 of every value, one after the other.
   at::Tensor ratio;
 
   // Nothing is defined where the rule does something else. made: the gradient of the weight, which second then returns.
@@ -139,9 +139,7 @@ bool launched(const at::Tensor& tensor);
 constexpr int64_t kWorthALaunch = 64 << 20;
 // From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
-// A number a sample, to be broadcast against values of so many dimensions.
-at::Tensor along_samples(const at::Tensor& numbers, int64_t dims);
-// t + ratio h, sample by sample.
+// t + ratio h, sample by sample: a number for each, which have equal shares of dimension 0.
 at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h);
 // ratio z
 at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z);

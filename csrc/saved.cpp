@@ -1242,6 +1242,9 @@ const Conditions& conditions() {
       const auto over = node.dim.list.value_or(Ints());
       return !over.empty() && std::all_of(over.begin(), over.end(), [&](int64_t dim) { return beside_samples(dim, dims); });
     });
+    each<MaxBackward0>(conditions, [](const auto& node, const Place& place) {
+      return beside_samples(node.dim, static_cast<int64_t>(place.sizes(0).size()));
+    });
     each<TransposeBackward0>(conditions, [](const auto& node, const Place&) {
       const auto dims = dims_of(node.input_metadata(0));
       return dims > 0 && beside_samples(node.dim0, dims) && beside_samples(node.dim1, dims);
@@ -1266,12 +1269,16 @@ const Conditions& conditions() {
 bool passes_ratio(const Node& node, const Place& place, int64_t samples) {
   const auto condition = conditions().find(typeid(node));
   if (!enabled || condition == conditions().end()) return false;
+  const auto& type = typeid(node);
+  const bool regroups = type == typeid(ViewBackward0) || type == typeid(UnsafeViewBackward0) || type == typeid(ReshapeAliasBackward0);
+  const auto result = sizes_of(node.input_metadata(0));
   const auto fits = [&](const torch::autograd::InputMetadata& value) {
     const auto sizes = sizes_of(value);
     const auto dtype = c10::typeMetaToScalarType(value.dtype());
-    return !sizes.empty() && sizes[0] == samples && is_dense(value) && (dtype == at::kFloat || dtype == at::kDouble);
+    return !sizes.empty() && sizes[0] % samples == 0 && (regroups || sizes[0] == result[0]) && is_dense(value) &&
+           (dtype == at::kFloat || dtype == at::kDouble);
   };
-  if (!fits(node.input_metadata(0))) return false;
+  if (result.empty() || !fits(node.input_metadata(0))) return false;
   for (size_t i = 0; i < place.inputs.size(); ++i) {
     const auto& edge = node.next_edge(i);
     if (place.live(i) && !fits(edge.function->input_metadata(edge.input_nr))) return false;

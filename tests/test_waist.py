@@ -82,6 +82,14 @@ BODIES = {
         lambda: Of(lambda a, x: F.pad(a(F.pad(x[:, :, 1:], [1] * 4, "reflect")), (2, 0, 1, 0))[..., 1], features()),
         (),
     ),
+    "rows of points": (
+        lambda: Of(lambda a, b, x: b(a(x).relu()).max(1)[0], nn.Linear(3, 8), nn.Linear(8, 6, bias=False)),
+        (5, 3),
+    ),
+    "images in a row": (
+        lambda: Of(lambda a, x: a(x.view(-1, 3, 6, 6)).relu().view(N, 2, -1).mean(1), features()),
+        (2, 3, 6, 6),
+    ),
     "shuffled": (lambda: nn.Sequential(features(4), nn.PixelShuffle(2), nn.ReplicationPad2d(1)), ()),
 }  # fmt: skip
 
@@ -132,6 +140,8 @@ MIXED = {  # of N values in each row, so that sizes tell nothing
     "products of samples": lambda a, b, x: b(a(x).relu() @ torch.ones(N, N).double()) + b(torch.eye(N).double() @ x),
     "rolled": lambda a, b, x: b(a(x).relu().roll(1, 0)),
     "bent below as well": lambda a, b, x: b(a(x).tanh()),
+    "regrouped": lambda a, b, x: b(a(x.view(2, 2, N).transpose(0, 1).reshape(N, N)).relu()),
+    "regrouped, pairs turned": lambda a, b, x: b(a(x.view(2 * N, 2).flip(0).view(N, N)).relu()),
     "read below": lambda a, b, x: b(a(x).relu()) * a(x).relu().mean(1, True),
     "a node alone above": lambda a, b, x: torch.linalg.det(b(a(x).relu()).view(N, 1, 1)),
 }
