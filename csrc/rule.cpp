@@ -135,10 +135,12 @@ at::Tensor along_samples(const at::Tensor& numbers, const at::Tensor& z) {
 }  // namespace
 
 at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h) {
-  return at::addcmul(t, h, along_samples(ratio, h));
+  return cast(at::addcmul(t, h, along_samples(ratio, h)), t.scalar_type());
 }
 
-at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) { return at::mul(z, along_samples(ratio, z)); }
+at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) {
+  return cast(at::mul(z, along_samples(ratio, z)), z.scalar_type());
+}
 
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   int64_t bytes = 0;

@@ -1222,7 +1222,7 @@ const Conditions& conditions() {
       return place.only(0b010) && !node.alpha.isComplex() && !node.beta.isComplex();
     });
     each<ReluBackward0, LeakyReluBackward0, LeakyReluBackward1, HardtanhBackward0, ClampBackward1, ClampMinBackward0,
-         ClampMaxBackward0, AbsBackward0, AliasBackward0, CloneBackward0, NegBackward0, NativeDropoutBackward0, ViewBackward0,
+         ClampMaxBackward0, AbsBackward0, AliasBackward0, CloneBackward0, ToCopyBackward0, NegBackward0, NativeDropoutBackward0, ViewBackward0,
          UnsafeViewBackward0, ReshapeAliasBackward0, SqueezeBackward0, SqueezeBackward1, SqueezeBackward2, UnsqueezeBackward0,
          AvgPool2DBackward0, AvgPool3DBackward0, AdaptiveAvgPool2DBackward0, AdaptiveAvgPool3DBackward0,
          MaxPool2DWithIndicesBackward0, MaxPool3DWithIndicesBackward0, UpsampleNearest2DBackward0, UpsampleBilinear2DBackward0,
@@ -1276,7 +1276,8 @@ bool passes_ratio(const Node& node, const Place& place, int64_t samples) {
     const auto sizes = sizes_of(value);
     const auto dtype = c10::typeMetaToScalarType(value.dtype());
     return !sizes.empty() && sizes[0] % samples == 0 && (regroups || sizes[0] == result[0]) && is_dense(value) &&
-           (dtype == at::kFloat || dtype == at::kDouble);
+           value.device() == node.input_metadata(0).device() &&
+           (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16);
   };
   if (result.empty() || !fits(node.input_metadata(0))) return false;
   for (size_t i = 0; i < place.inputs.size(); ++i) {

@@ -56,7 +56,7 @@ at::Tensor Waist::tangent(const variable_list& v) const {
   at::Tensor sum;
   for (size_t i = 0; i < units_.size(); ++i)
     if (units_[i].defined() && v[i].defined()) accumulate(sum, at::mul(units_[i], v[i]).reshape({slope_.numel(), -1}).sum(1));
-  return sum.defined() ? sum.view(slope_.sizes()) : sum;
+  return sum.defined() ? cast(sum.view(slope_.sizes()), slope_.scalar_type()) : sum;
 }
 
 void Waist::seed(variable_list& v) const {

@@ -265,15 +265,36 @@ def test_rounds_no_more_than_eager(body):
     agree_low(make, x, torch.float32)
 
 
-def test_half_precision_goes_without():
-    D, x = critic("dense", nn.Sigmoid())
+@pytest.mark.parametrize("body", ["strided", "dense"])
+def test_bfloat16(body):
+    _, x = critic(body)
 
     def make(dtype):
         torch.manual_seed(11)
-        D = critic("dense", nn.Sigmoid())[0].to(dtype)
+        D = critic(body, nn.Sigmoid())[0].to(dtype)
         return D, list(D.parameters())
 
     agree_low(make, x, torch.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("body", ["strided", "pooled", "dense"])
+def test_autocast(body, dtype):
+    _, x = critic(body)
+
+    def cast(D, x):
+        with torch.autocast("cpu", dtype):  # which leaves float64 as it is
+            return D(x).float() if x.dtype == torch.float32 else D(x)
+
+    def make(kind):
+        torch.manual_seed(11)
+        D = critic(body, nn.Sigmoid())[0].to(kind)
+        return Of(cast, D), list(D.parameters())
+
+    agree_low(make, x, torch.float32)
+    D, parameters = make(torch.float32)
+    *_, steps = tape_gradients(D, x.float(), parameters, LOSSES[0])
+    assert taken(steps) == (dtype == torch.bfloat16), "tangents in float16 have a scale of their own"
 
 
 def test_passes():
