@@ -134,8 +134,9 @@ at::Tensor along_samples(const at::Tensor& numbers, const at::Tensor& z) {
 
 }  // namespace
 
-at::Tensor with_ratio(const at::Tensor& t, const at::Tensor& ratio, const at::Tensor& h) {
-  return cast(at::addcmul(t, h, along_samples(ratio, h)), t.scalar_type());
+at::Tensor with_ratio(at::Tensor t, const at::Tensor& ratio, const at::Tensor& h) {
+  const auto by = along_samples(ratio, h);
+  return ours(t) && t.scalar_type() == h.scalar_type() ? t.addcmul_(h, by) : cast(at::addcmul(t, h, by), t.scalar_type());
 }
 
 at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) {

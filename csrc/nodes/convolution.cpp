@@ -114,7 +114,7 @@ class Convolution final : public Rule {
     if (first) begin_gradient(t);
     if (place.tangent)
       out[0] = plain(at::convolution(t, weight_, {}, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups));
-    if (!first) begin_gradient(t);
+    if (!first) begin_gradient(std::move(t));
     return out;
   }
 
@@ -247,14 +247,14 @@ class Convolution final : public Rule {
     return weight <= 2 * weight / blocks(onto[1]) + adjoint_bytes_;
   }
 
-  void begin_gradient(const Tensor& t) {
+  void begin_gradient(Tensor t) {
     if (!place.wanted(1) && !ratio.defined()) return;
     const Tensor a = adjoint_here();
     if (ratio.defined() && place.wanted(2)) bias_ = sum_by_channel(by_ratio(ratio, a));
     if (!place.wanted(1)) return;
     gradient_ = as_it_is_made(std::move(onto[1]));
-    add_weight_gradient(gradient_, a, ratio.defined() ? with_ratio(t, ratio, input_) : t);
-    if (!place.bent) take(input_);
+    if (ratio.defined()) t = with_ratio(std::move(t), ratio, place.bent ? input_ : take(input_));
+    add_weight_gradient(gradient_, a, t);
   }
 
   // A gradient of the weight that came from elsewhere.

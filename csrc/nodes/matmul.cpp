@@ -204,7 +204,7 @@ class Matmul final : public Rule {
   // Of a live matrix on the left: what second adjoints in proportion to the adjoints add.
   void meet_ratio() {
     auto& left = factors_[kLeft];
-    if (meets_tangent(kRight)) left.tangent = with_ratio(left.tangent, ratio, left.value);
+    if (meets_tangent(kRight)) left.tangent = with_ratio(std::move(left.tangent), ratio, left.value);
     if (wanted_addend()) addend_part_ = of_addend(by_ratio(ratio, a_));
   }
 
