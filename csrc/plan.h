@@ -43,6 +43,7 @@ struct Step {
   bool runs_tangent = false, runs_second = false;
   bool awaits_second = false;  // a second adjoint may arrive although no adjoint does
   bool sink = false;  // one of Plan::sinks
+  at::Tensor held;    // the output's adjoint, whose multiple by Rule::ratio will be the second adjoint
   std::vector<Escape> escapes;  // of a step that runs alone
 };
 

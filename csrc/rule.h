@@ -32,7 +32,7 @@ struct Place {
   size_t outputs = 1;    // of the operation
   bool bent = false;     // second adjoints may arrive at its outputs
   bool tangent = false;  // the tangent of its outputs is used further up
-  bool proportional = false;  // second adjoints are Rule::ratio times the adjoints, and those that `bent` announces besides
+  bool proportional = false;  // second adjoints are Rule::ratio times the adjoints; rules that do not know it are bent, for parameters
 
   bool live(size_t i) const { return inputs[i].live; }
   bool wanted(size_t i) const { return inputs[i].wanted; }

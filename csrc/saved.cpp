@@ -1208,6 +1208,11 @@ bool same_dims(const Node& node, const Place& place) {
   return true;
 }
 bool beside_samples(int64_t dim, int64_t dims) { return at::maybe_wrap_dim(dim, dims) != 0; }
+template <typename Dims>
+bool all_beside_samples(const Dims& over, int64_t dims) {
+  return !over.empty() && std::all_of(over.begin(), over.end(), [dims](int64_t dim) { return beside_samples(dim, dims); });
+}
+int64_t dims_of_live(const Place& place) { return static_cast<int64_t>(place.sizes(place.live(0) ? 0 : 1).size()); }
 
 const Conditions& conditions() {
   static const Conditions all = [] {
@@ -1222,69 +1227,83 @@ const Conditions& conditions() {
       return place.only(0b010) && !node.alpha.isComplex() && !node.beta.isComplex();
     });
     each<ReluBackward0, LeakyReluBackward0, LeakyReluBackward1, HardtanhBackward0, ClampBackward1, ClampMinBackward0,
-         ClampMaxBackward0, AbsBackward0, AliasBackward0, CloneBackward0, ToCopyBackward0, NegBackward0, NativeDropoutBackward0, ViewBackward0,
-         UnsafeViewBackward0, ReshapeAliasBackward0, SqueezeBackward0, SqueezeBackward1, SqueezeBackward2, UnsqueezeBackward0,
-         AvgPool2DBackward0, AvgPool3DBackward0, AdaptiveAvgPool2DBackward0, AdaptiveAvgPool3DBackward0,
+         ClampMaxBackward0, AbsBackward0, AliasBackward0, CloneBackward0, ToCopyBackward0, NegBackward0, NativeDropoutBackward0,
+         ViewBackward0, UnsafeViewBackward0, ReshapeAliasBackward0, SqueezeBackward0, SqueezeBackward1, SqueezeBackward2,
+         UnsqueezeBackward0, AvgPool2DBackward0, AvgPool3DBackward0, AdaptiveAvgPool2DBackward0, AdaptiveAvgPool3DBackward0,
          MaxPool2DWithIndicesBackward0, MaxPool3DWithIndicesBackward0, UpsampleNearest2DBackward0, UpsampleBilinear2DBackward0,
-         PixelShuffleBackward0, ReflectionPad2DBackward0, ReplicationPad2DBackward0>(
+         PixelShuffleBackward0, ReflectionPad1DBackward0, ReflectionPad2DBackward0, ReflectionPad3DBackward0,
+         ReplicationPad1DBackward0, ReplicationPad2DBackward0, ReplicationPad3DBackward0>(
         conditions, [](const auto&, const Place& place) { return !place.parameters_wanted(); });
-    each<AddBackward0, SubBackward0>(conditions, [](const auto& node, const Place& place) {
-      return same_dims(node, place) && !place.parameters_wanted();
-    });
+    each<AddBackward0, SubBackward0, ExpandBackward0>(
+        conditions, [](const auto& node, const Place& place) { return same_dims(node, place); });
     each<MulBackward0>(conditions, [](const auto& node, const Place& place) {
-      return !place.only(0b11) && same_dims(node, place) && !place.parameters_wanted();
+      return !place.only(0b11) && same_dims(node, place);
     });
-    each<DivBackward0>(conditions, [](const auto& node, const Place& place) {
-      return place.only(0b01) && same_dims(node, place) && !place.parameters_wanted();
+    each<DivBackward0, PreluKernelBackward0>(conditions, [](const auto& node, const Place& place) {
+      return place.only(0b01) && same_dims(node, place);
+    });
+    each<NativeBatchNormBackward0>(conditions, [](const auto& node, const Place& place) {
+      return !node.training && place.only(0b001);
     });
     each<SumBackward1, MeanBackward1>(conditions, [](const auto& node, const Place& place) {
-      const auto dims = static_cast<int64_t>(place.sizes(0).size());
-      const auto over = node.dim.list.value_or(Ints());
-      return !over.empty() && std::all_of(over.begin(), over.end(), [&](int64_t dim) { return beside_samples(dim, dims); });
+      return all_beside_samples(node.dim.list.value_or(Ints()), dims_of_live(place));
     });
-    each<MaxBackward0>(conditions, [](const auto& node, const Place& place) {
-      return beside_samples(node.dim, static_cast<int64_t>(place.sizes(0).size()));
+    each<FlipBackward0, RollBackward0>(conditions, [](const auto& node, const Place& place) {
+      return all_beside_samples(node.dims, dims_of_live(place));
     });
+    each<MaxBackward0, SliceBackward0, SelectBackward0, SplitBackward0, IndexSelectBackward0>(
+        conditions, [](const auto& node, const Place& place) {
+          return !place.parameters_wanted() && beside_samples(node.dim, dims_of_live(place));
+        });
     each<TransposeBackward0>(conditions, [](const auto& node, const Place&) {
       const auto dims = dims_of(node.input_metadata(0));
       return dims > 0 && beside_samples(node.dim0, dims) && beside_samples(node.dim1, dims);
-    });
-    each<SliceBackward0, SelectBackward0>(conditions, [](const auto& node, const Place& place) {
-      return beside_samples(node.dim, static_cast<int64_t>(place.sizes(0).size()));
     });
     each<ConstantPadNdBackward0>(conditions, [](const auto& node, const Place& place) {
       return node.pad.size() < 2 * place.sizes(0).size();
     });
     each<PermuteBackward0>(conditions, [](const auto& node, const Place&) { return !node.dims.empty() && node.dims[0] == 0; });
-    each<CatBackward0>(conditions, [](const auto& node, const Place& place) {
-      return !place.parameters_wanted() && beside_samples(node.dim, dims_of(node.input_metadata(0)));
+    each<CatBackward0, StackBackward0>(conditions, [](const auto& node, const Place&) {
+      return beside_samples(node.dim, dims_of(node.input_metadata(0)));
     });
     return conditions;
   }();
   return all;
 }
 
+bool regroups(const Node& node) {
+  const auto& type = typeid(node);
+  return type == typeid(ViewBackward0) || type == typeid(UnsafeViewBackward0) || type == typeid(ReshapeAliasBackward0);
+}
+
 }  // namespace
 
 bool passes_ratio(const Node& node, const Place& place, int64_t samples) {
   const auto condition = conditions().find(typeid(node));
-  if (!enabled || condition == conditions().end()) return false;
-  const auto& type = typeid(node);
-  const bool regroups = type == typeid(ViewBackward0) || type == typeid(UnsafeViewBackward0) || type == typeid(ReshapeAliasBackward0);
-  const auto result = sizes_of(node.input_metadata(0));
-  const auto fits = [&](const torch::autograd::InputMetadata& value) {
-    const auto sizes = sizes_of(value);
+  const auto& output = node.input_metadata(0);
+  if (!enabled || condition == conditions().end() || output.was_default_constructed()) return false;
+  const auto result = sizes_of(output);
+  const auto whole = [&](const torch::autograd::InputMetadata& value) {
     const auto dtype = c10::typeMetaToScalarType(value.dtype());
-    return !sizes.empty() && sizes[0] % samples == 0 && (regroups || sizes[0] == result[0]) && is_dense(value) &&
-           value.device() == node.input_metadata(0).device() &&
-           (dtype == at::kFloat || dtype == at::kDouble || dtype == at::kBFloat16);
+    const bool is_double = dtype == at::kDouble, was_double = c10::typeMetaToScalarType(output.dtype()) == at::kDouble;
+    return is_dense(value) && value.device() == output.device() && is_double == was_double &&
+           (is_double || dtype == at::kFloat || dtype == at::kBFloat16);
   };
-  if (result.empty() || !fits(node.input_metadata(0))) return false;
+  const auto in_shares = [&](const Sizes& sizes) {
+    return !sizes.empty() && sizes[0] % samples == 0 && (regroups(node) || sizes[0] == result[0]);
+  };
+  if (!whole(output) || !in_shares(result)) return false;
   for (size_t i = 0; i < place.inputs.size(); ++i) {
+    if (!place.live(i) && !place.wanted(i)) continue;
     const auto& edge = node.next_edge(i);
-    if (place.live(i) && !fits(edge.function->input_metadata(edge.input_nr))) return false;
+    if (!whole(edge.function->input_metadata(edge.input_nr)) || (place.live(i) && !in_shares(place.sizes(i)))) return false;
   }
   return condition->second(node, place);
+}
+
+bool knows_ratio(const Node& node) {
+  const auto& type = typeid(node);
+  return type == typeid(ConvolutionBackward0) || type == typeid(MmBackward0) || type == typeid(AddmmBackward0);
 }
 
 bool has_rule(const Node& node) { return enabled && table().count(typeid(node)); }

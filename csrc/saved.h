@@ -23,9 +23,11 @@ class Versions {
 // The rule for a node at its place in the plan; null where there is none, and the node runs alone. What it reads is noted. hooked: set
 // where hooks unpacked any of it.
 std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* versions, bool& hooked);
-// Whether the operation does not bend, takes samples one by one, each with its share of dimension 0 of its values, and has a rule that
-// knows Rule::ratio, or needs none: what is certain from the node alone.
+// Whether the operation does not bend, takes samples one by one, each with its share of dimension 0 of its values, and has a rule: what
+// is certain from the node alone.
 bool passes_ratio(const Node& node, const Place& place, int64_t samples);
+// Whether its rule takes Rule::ratio for second adjoints.
+bool knows_ratio(const Node& node);
 // Whether any rule is for nodes of this type.
 bool has_rule(const Node& node);
 // Whether the node is that of a matrix' transpose.

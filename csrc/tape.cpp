@@ -37,6 +37,11 @@ bool any_defined(const Values& values) {
   return false;
 }
 
+// Second adjoints are its adjoints times Rule::ratio, which its rule does not know: it is given them, for its parameters.
+bool takes_multiples(const Step& step) {
+  return step.place.proportional && step.place.parameters_wanted() && !knows_ratio(*step.node);
+}
+
 // An adjoint of zero, with which a step is in every sweep.
 void fill_with_zero(Step& step) {
   Plain plain;
@@ -105,14 +110,19 @@ void Tape::scale_tangents(variable_list& v, variable_list& b) {
 
 bool Tape::make_rule(Step& step) {
   bool hooked = false;
+  if (takes_multiples(step)) {
+    step.place.bent = true;
+    for (auto& input : step.place.inputs) input.wanted &= !input.live;
+  }
   step.rule = step.sink ? std::make_unique<Passes>(step.place) : rule_for(*step.node, step.place, later_ ? &versions_ : nullptr, hooked);
   if (!step.rule) {
-    TORCH_CHECK(!step.place.proportional || !step.place.parameters_wanted(), "gpfast: no rule for ", step.node->name());
+    TORCH_INTERNAL_ASSERT(!step.place.proportional || !step.place.parameters_wanted(), "gpfast: no rule for ", step.node->name());
     auto alone = std::make_unique<Alone>(step.node, step.place, /*read_before=*/hooked);
     step.alone = alone.get();
     step.rule = std::move(alone);
     return false;
   }
+  TORCH_INTERNAL_ASSERT(!takes_multiples(step) || !step.rule->bends(), "gpfast: ", step.node->name(), " bends");
   if (release_) step.node->release_variables();
   settle(step);
   return !hooked;
@@ -211,6 +221,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
       Plain plain;
       offer_adjoints(step);
       step.rule->reader = reader(step);
+      if (takes_multiples(step)) step.held = step.a[0];
       out = step.rule->adjoint(std::move(step.a));
     }
     step.a.clear();
@@ -388,8 +399,9 @@ void Tape::pass_waist(variable_list& v, variable_list& grads, bool keep) {
   }
   tangent_sweep(variable_list(v.size()), grads, above, steps.size());
   last_sweep(grads, above, steps.size());
-  const auto ratio = std::move(waist_second_);
   Plain plain;
+  const auto second = std::move(waist_second_);
+  const auto ratio = second.defined() ? waist_.ratio(second) : second;
   for (size_t at = 0; at < above; ++at)
     if (steps[at].rule) steps[at].rule->ratio = ratio;
   for (size_t i = 0; ratio.defined() && i < v.size(); ++i)
@@ -471,6 +483,12 @@ void Tape::end_tangent(Step& step, variable_list& grads) {
 
 void Tape::run_second(Step& step, variable_list& grads) {
   Values out;
+  const bool multiples = takes_multiples(step);
+  if (multiples && step.held.defined() && step.rule->ratio.defined()) {
+    Plain plain;
+    step.b[0] = by_ratio(step.rule->ratio, step.held);
+  }
+  if (multiples && !step.rule->keep) step.held.reset();
   if (step.alone) {
     out = step.rule->second(std::move(step.b));
   } else {

@@ -31,6 +31,22 @@ class Of(nn.Module):
         return self.function(*self.parts, x)
 
 
+class Affine(nn.Module):
+    def __init__(self, *sizes):
+        super().__init__()
+        self.gain, self.bias = nn.Parameter(torch.randn(sizes)), nn.Parameter(torch.randn(sizes))
+
+    def forward(self, x):
+        return (x * self.gain + self.bias) / (1 + self.gain.square())
+
+
+def warmed(norm):
+    nn.init.normal_(norm.running_mean)
+    nn.init.uniform_(norm.running_var, 0.5, 2)
+    nn.init.normal_(norm.weight)
+    return norm
+
+
 def images(*shape):
     return torch.randn(N, *(shape or (3, 6, 6)), dtype=torch.float64)
 
@@ -89,6 +105,24 @@ BODIES = {
     "images in a row": (
         lambda: Of(lambda a, x: a(x.view(-1, 3, 6, 6)).relu().view(N, 2, -1).mean(1), features()),
         (2, 3, 6, 6),
+    ),
+    "gains and biases": (lambda: Of(lambda a, g, x: g(a(x).relu()), features(), Affine(5, 1, 1)), ()),
+    "batch norm, frozen": (lambda: nn.Sequential(features(), warmed(nn.BatchNorm2d(5)).eval(), nn.ReLU()), ()),
+    "slopes that are learned": (lambda: nn.Sequential(features(), nn.PReLU(5), nn.Conv2d(5, 2, 3), nn.PReLU()), ()),
+    "labels": (
+        lambda: Of(
+            lambda a, e, x: a(torch.cat([x, e.weight.view(N, 1, 6, 6)], 1)).relu(), nn.Conv2d(4, 3, 3), nn.Linear(36, N)
+        ),
+        (),
+    ),
+    "rearranged": (
+        lambda: Of(
+            lambda a, x: torch.stack([h.roll(1, 2) for h in a(x).flip(-1).split(2, 1)], -1).index_select(
+                1, torch.tensor([1, 0])
+            ),
+            features(4),
+        ),
+        (),
     ),
     "shuffled": (lambda: nn.Sequential(features(4), nn.PixelShuffle(2), nn.ReplicationPad2d(1)), ()),
 }  # fmt: skip
@@ -152,6 +186,25 @@ def test_where_it_is_not_so(mix):
     a, b = nn.Linear(N, N).double(), nn.Linear(N, 1).double()
     D = Of(lambda a, b, x: MIXED[mix](a, b, x).sigmoid(), a, b)
     assert not taken(agree(D, torch.randn(N, N, dtype=torch.float64), D.parameters()))
+
+
+def test_other_precisions_below():
+    """Products in float64 of a critic in float32."""
+    a, b = nn.Linear(N, N), nn.Linear(N, 1).double()
+    for mixed in (
+        lambda h: h.double(),
+        lambda h: h * torch.ones(N).double(),
+        lambda h: torch.cat([h[:, 1:], h.double()[:, :1]], 1),
+    ):
+        D = Of(lambda a, x, mixed=mixed: b(mixed(a(x).relu()).double()).sigmoid().to(x.dtype), a)
+        parameters = [*a.parameters(), *b.parameters()]
+        agree_low(lambda dtype, D=D, held=parameters: (D.to(dtype), held), torch.randn(N, N).double(), torch.float32)
+
+
+def test_sparse_weights():
+    w = (torch.randn(N, N).double() * (torch.rand(N, N) > 0.5)).requires_grad_()
+    b = nn.Linear(N, 1).double()
+    agree(lambda x: b((x @ w.to_sparse()).relu()).sigmoid(), torch.randn(N, N).double(), [w, *b.parameters()])
 
 
 def test_scores_that_are_a_map():
