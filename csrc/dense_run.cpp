@@ -1,5 +1,6 @@
 #include "dense_run.h"
 
+#include <ATen/ops/zeros_like.h>
 #include <torch/csrc/autograd/function.h>
 
 #include <algorithm>
@@ -26,6 +27,9 @@ bool fits(const at::Tensor& matrix, const at::Tensor& a) {
          matrix.numel() > 0 && !matrix.is_conj() && !matrix.is_neg() && !matrix._is_zerotensor();
 }
 
+// For gradients to which second adjoints come.
+bool waits(const DenseLayer& layer) { return layer.sums || layer.input.defined(); }
+
 bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
 
 }  // namespace
@@ -39,27 +43,38 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   auto run = std::make_unique<DenseRun>();
   run->top_ = top;
   run->through_ = steps[top].place.tangent;
+  // They may send second adjoints to values of a run.
+  const bool custom = std::any_of(steps.begin(), steps.begin() + made + 1, [](const Step& step) { return step.custom; });
   DenseLayer next;  // what lies above the product that comes next
   for (size_t at = top;; --at) {
     const auto& step = steps[at];
     if (!step.rule || !step.runs_tangent || step.awaits_second || step.place.outputs != 1) break;
+    if (step.place.proportional || (custom && step.place.bent)) break;
     if (at != top && (step.reader != kNobody || step.a[0].defined())) break;
     const auto of = step.rule->of_rows();
     const auto input = live_input(step);
     if (!input) break;
+    const auto of_rows = [&](const at::Tensor& values) { return fits(values, a) && values.size(0) == rows && rows_follow(values); };
     const auto pass = [&](at::Tensor& into, const at::Tensor& values) {
-      if (into.defined() || !fits(values, a) || values.size(0) != rows || !rows_follow(values)) return false;
+      if (into.defined() || next.saved.defined() || !of_rows(values)) return false;
       into = values;
       return true;
     };
     if (of.weight.defined()) {
       if (!fits(of.weight, a) || rows * of.weight.numel() > kMostDense) break;
+      if (of.wanted && step.place.bent && !(of.input.defined() && of_rows(of.input))) break;
       next.weight = of.weight;
       next.wanted = of.wanted;
+      next.input = of.input;
+      next.sums = of.sums;
       run->layers_.push_back(std::exchange(next, {}));
       run->products_.push_back(at);
       run->bottom_ = at;
       run->input_ = *input;
+      run->back_ = step.place.bent && step.place.wanted(*input);
+    } else if (of.saved.defined()) {
+      if (next.decider.defined() || !pass(next.saved, of.saved)) break;
+      next.curve = of.curve;
     } else if (of.decider.defined()) {
       if (!pass(next.decider, of.decider)) break;
       next.gate = of.gate;
@@ -79,22 +94,51 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
 at::Tensor DenseRun::adjoint(const at::Tensor& a) {
   auto [input, held] = dense_adjoint(a.contiguous(), layers_);
   held_ = std::move(held);
+  for (auto& layer : layers_) bends_.push_back(std::move(layer.bend));
   return std::move(input);
 }
 
+bool DenseRun::meets_second() const { return back_ || std::any_of(layers_.begin(), layers_.end(), waits); }
+
 at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep) {
   at::Tensor result;
+  gradients_.assign(layers_.size(), {});
+  for (size_t i = 0; i < layers_.size(); ++i) layers_[i].bend = t.defined() ? bends_[i] : at::Tensor();
   if (t.defined()) {
-    auto [out, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_);
-    for (size_t i = 0; i < layers_.size(); ++i)
-      if (layers_[i].wanted) steps[products_[i]].rule->made(std::move(gradients[i]));
+    for (auto& layer : layers_)
+      if (keep && layer.bend.defined()) layer.bend = layer.bend.clone();
+    auto [out, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_ || layers_.back().bend.defined());
+    for (size_t i = 0; i < layers_.size(); ++i) {
+      if (!layers_[i].wanted) continue;
+      if (waits(layers_[i])) gradients_[i] = std::move(gradients[i]);
+      else steps[products_[i]].rule->made(std::move(gradients[i]), {});
+    }
     if (through_) result = std::move(out);
   }
   if (!keep) {
-    layers_.clear();
     held_.reset();
+    bends_.clear();
+    if (!meets_second()) layers_.clear();
   }
   return result;
+}
+
+at::Tensor DenseRun::second(const at::Tensor& b, std::vector<Step>& steps, bool keep) {
+  at::Tensor input;
+  std::vector<at::Tensor> sums(layers_.size());
+  const auto bends = [](const DenseLayer& layer) { return layer.bend.defined(); };
+  const bool any = b.defined() || std::any_of(layers_.begin(), layers_.end(), bends);
+  if (any && meets_second()) {
+    for (size_t i = 0; i < layers_.size(); ++i)
+      if (layers_[i].input.defined() && !gradients_[i].defined()) gradients_[i] = at::zeros_like(layers_[i].weight);
+    std::tie(input, sums) = dense_second(b.defined() ? b.contiguous() : b, layers_, gradients_, back_);
+  }
+  const auto there = [](at::Tensor& made) { return made.defined() && made.numel() ? std::move(made) : at::Tensor(); };
+  for (size_t i = 0; i < layers_.size(); ++i)
+    if (waits(layers_[i])) steps[products_[i]].rule->made(std::move(gradients_[i]), there(sums[i]));
+  for (auto& layer : layers_) layer.bend.reset();
+  if (!keep) layers_.clear();
+  return there(input);
 }
 
 }  // namespace gpfast

@@ -102,7 +102,8 @@ class Reader {
     index_[node.get()] = static_cast<int>(plan_.steps.size());
     auto& step = plan_.steps.emplace_back();
     step.node = node;
-    if (is_python(*node)) know_by_name(step);
+    step.custom = is_python(*node);
+    if (step.custom) know_by_name(step);
     auto& place = step.place;
     place.node = node.get();
     place.outputs = node->num_inputs();

@@ -44,6 +44,7 @@ struct Step {
   bool awaits_second = false;  // a second adjoint may arrive although no adjoint does
   bool sink = false;  // one of Plan::sinks
   at::Tensor held;    // the output's adjoint, whose multiple by Rule::ratio will be the second adjoint
+  bool custom = false;  // a Function written in Python, whose derivative may depend on values it was not given
   std::vector<Escape> escapes;  // of a step that runs alone
 };
 

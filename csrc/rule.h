@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "ops/activation_launch.h"
 #include "ops/gate.h"
 #include "ops/relayout.h"
 
@@ -45,13 +46,17 @@ struct Place {
   at::ScalarType dtype(size_t i) const;
 };
 
-// What a rule does to each row of a matrix, where that is all it does and no second adjoint arrives; one of three. Sweeps may then
-// run several in one call (dense_run.h).
+// What a rule does to each row of a matrix, where that is all it does; one of four. Sweeps may then run several in one call
+// (dense_run.h).
 struct OfRows {
-  at::Tensor weight;    // (in, out): y = x @ weight
+  at::Tensor weight;    // (in, out): y = x @ weight, plus what does not depend on x
   bool wanted = false;  // its gradient
+  at::Tensor input;     // x, where second adjoints arrive and it is wanted
+  bool sums = false;    // of the second adjoints over the rows: for the gradient of what is added
   at::Tensor decider;   // of the gate
   Gate gate{};
+  at::Tensor saved;  // by the smooth activation
+  Curve curve{};
   at::Tensor factor;  // y = x * factor
 };
 
@@ -98,9 +103,10 @@ class Rule {
   // what second adjoints would give them. Each sample has an equal share of dimension 0 of every value, one after the other.
   at::Tensor ratio;
 
-  // Nothing is defined where the rule does something else. made: the gradient of the weight, which second then returns.
+  // Nothing is defined where the rule does something else. made: the gradients, undefined where there is none, which second then
+  // returns.
   virtual OfRows of_rows() const { return {}; }
-  virtual void made(at::Tensor /*gradient*/) {}
+  virtual void made(at::Tensor /*of_weight*/, at::Tensor /*sums*/) {}
 
   // The rule of the only operation that reads the output; null where several do. Set by the sweeps before adjoint, for what then
   // arrives, and again before borrow.

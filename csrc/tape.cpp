@@ -350,9 +350,10 @@ void Tape::place_escapes(Step& step) {
 void Tape::admit_second(int index, int made_from) {
   auto& step = plan_.steps[index];
   const bool made = index > made_from, dropped = made && !step.rule;
+  const bool inside = std::any_of(runs_.begin(), runs_.end(), [index](const auto& run) { return run->inside(index); });
   step.awaits_second |= !made;
-  if (step.place.bent && !dropped) return;
-  const bool takes = !made || step.alone || (step.rule && step.rule->takes_second());
+  if (step.place.bent && !dropped && !inside) return;
+  const bool takes = !made || step.alone || (step.rule && step.rule->takes_second() && !inside);
   TORCH_CHECK(takes, "the derivative of ", plan_.steps[made_from].node->name(),
               " depends on a tensor that it was not given, made by ", step.node->name(),
               ": gpfast's tape cannot place that; call it with engine=\"autograd\".");
@@ -508,13 +509,28 @@ void Tape::run_second(Step& step, variable_list& grads) {
   step.rule.reset();
 }
 
+// The rules of the run then have their gradients.
+void Tape::second_of_run(DenseRun& run, variable_list& grads) {
+  auto& steps = plan_.steps;
+  auto& b = steps[run.top()].b;
+  at::Tensor out;
+  {
+    Plain plain;
+    out = run.second(b.empty() ? at::Tensor() : std::move(b[0]), steps, /*keep=*/!finished_);
+  }
+  give_second(steps[run.bottom()].sources[run.input()], std::move(out), grads);
+}
+
 void Tape::last_sweep(variable_list& grads, size_t begin, size_t end) {
   auto& steps = plan_.steps;
   for (size_t at = begin; at < end; ++at) steps[at].t.clear();
   const Watched::Running running(watched_, kSecond);
+  auto run = runs_.begin();
+  while (run != runs_.end() && (*run)->top() >= end) ++run;
   for (size_t at = end; at-- > begin;) {
     auto& step = steps[at];
     running.at(at);
+    if (run != runs_.end() && (*run)->top() == at) second_of_run(**run++, grads);
     if (step.rule && step.runs_second) run_second(step, grads);
   }
 }

@@ -54,6 +54,7 @@ class Tape {
   void last_sweep(variable_list& grads, size_t begin, size_t end);
   void pass_waist(variable_list& v, variable_list& grads, bool keep);
   void run_second(Step& step, variable_list& grads);
+  void second_of_run(DenseRun& run, variable_list& grads);
   void give_second(const Source& source, at::Tensor value, variable_list& grads);
   void give_escaped(const Escape& escape, at::Tensor value, variable_list& grads);
 

@@ -222,7 +222,19 @@ def _tangent_flop(t: Tensor, held: Tensor, room: Tensor, weights: list[Tensor], 
     return 2 * t.shape[0] * sum(tensor.numel() for tensor in (*pushed, *gradients))
 
 
-_OWN_FLOP = {"dense_adjoint": _adjoint_flop, "dense_tangent": _tangent_flop}
+def _second_flop(b: Tensor | None, room: Tensor, weights: list[Tensor], *rest: Any, out_val: Any) -> int:
+    bends, inputs, (result, sums) = rest[5], rest[6], out_val
+    begins = [i for i, bend in enumerate(bends) if bend.numel()]
+    highest = max(begins, default=-1) if b is None else len(weights) - 1
+    wanted = [i for i, x in enumerate(inputs) if x.numel() and i <= highest]
+    lowest = (
+        -1 if result.numel() else min(wanted + [i for i, total in enumerate(sums) if total.numel()], default=highest)
+    )
+    rows = (bends[highest] if b is None else b).shape[0]
+    return 2 * rows * sum(weight.numel() for weight in [weights[i] for i in wanted] + weights[lowest + 1 : highest + 1])
+
+
+_OWN_FLOP = {"dense_adjoint": _adjoint_flop, "dense_tangent": _tangent_flop, "dense_second": _second_flop}
 
 
 def _only_allocates(function) -> bool:

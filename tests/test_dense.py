@@ -2,12 +2,15 @@
 
 import copy
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
-from tape_checks import agree
+import torch.nn.functional as F
+from tape_checks import agree, agree_low, tape_gradients
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
 
 import gpfast
 from gpfast import cost
@@ -21,6 +24,11 @@ GATES = {
     "hardtanh": (BETWEEN, -1.0, 1.0, 1.0, 0.0),
     "below": (BELOW, 0.0, 0.25, 1.0, 0.5),
 }
+# In the order of ops/activation_launch.h, with parameters where there are some.
+KINDS = "tanh sigmoid softplus elu elu_of_result silu gelu gelu_tanh mish hardswish exponential logarithm".split()
+KINDS += "sqrt rsqrt reciprocal square cube tan atan erf".split()
+PARAMETERS = {"softplus": (2.5, 1.0, 0.0), "elu": (0.7, 1.3, 1.1), "elu_of_result": (0.7, 1.3, 1.1)}
+PARAMETERS |= {"exponential": (0.7, 1.0, 0.0), "logarithm": (1.3, 0.5, 0.0)}
 fast = pytest.mark.skipif(
     "avx2" not in torch.backends.cpu.get_cpu_capability().lower()
     and "avx512" not in torch.backends.cpu.get_cpu_capability().lower(),
@@ -63,14 +71,30 @@ def layers(rows, widths, gate, dtype, storage="columns", top=False, scaled=False
     return weights, deciders, list(GATES[gate]) * len(gated), factors if scaled else []
 
 
+def curve(kind):
+    return [float(KINDS.index(kind)), *PARAMETERS.get(kind, (0.0, 0.0, 0.0))]
+
+
+def smooth(rows, widths, kind, dtype, top=False, scaled=False):
+    """Layers with a smooth activation between, its numbers, and numbers that any of them may have saved."""
+    weights, saved, _, factors = layers(rows, widths, "relu", dtype, top=top, scaled=scaled)
+    return weights, [], [], factors, [h.sigmoid() for h in saved], curve(kind) * len(saved)
+
+
 def both(name, *arguments):
+    """What the kernel and the plain formula return, each with what it has written to."""
     op = getattr(torch.ops.gpfast, name).default
-    return op(*arguments), op._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *arguments)
+    written = [i for i, argument in enumerate(op._schema.arguments) if argument.alias_info is not None]
+    seen = []
+    for call in (op, lambda *fresh: op._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *fresh)):
+        fresh = [tree_map(torch.clone, value) if i in written else value for i, value in enumerate(arguments)]
+        seen.append((call(*fresh), [fresh[i] for i in written]))
+    return seen
 
 
-def room(rows, weights):
-    """For the tangents between layers."""
-    return torch.empty(rows * sum(w.shape[1] for w in weights[:-1]), dtype=weights[0].dtype)
+def rooms(rows, weights, like=None):
+    """For what lies between layers: a value of each."""
+    return torch.empty(rows * sum(w.shape[1] for w in weights), dtype=(weights[0] if like is None else like).dtype)
 
 
 def close(ours, plain):
@@ -81,19 +105,46 @@ def close(ours, plain):
         torch.testing.assert_close(ours / scale, plain / scale, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
-def sweeps_agree(rows, weights, deciders, gates, factors, dtype, wanted=-1, through=True):
+def all_close(ours, plain):
+    for x, y in zip(tree_leaves(ours), tree_leaves(plain), strict=True):
+        close(x, y)
+
+
+def sweeps_agree(rows, weights, deciders, gates, factors, saved=(), curves=(), *, wanted=-1, through=True, b=True):
+    """All three, whose results are returned. wanted: a bit a layer that has gradients. b: second adjoints come."""
+    dtype, layered = weights[0].dtype, (weights, deciders, gates, list(saved), list(curves), factors)
     wanted &= (1 << len(weights)) - 1
     a = torch.randn(rows, weights[-1].shape[1], dtype=dtype)
-    (input_, held), (plain_input, plain_held) = both("dense_adjoint", a, weights, deciders, gates, factors)
-    close(input_, plain_input)
-    close(held, plain_held)
+    (adjoints, _), (plain, _) = both("dense_adjoint", a, *layered)
+    all_close(adjoints, plain)
+    _, held, bends = adjoints
     t = torch.randn(rows, weights[0].shape[0], dtype=dtype)
-    arguments = (t, held, room(rows, weights), weights, deciders, gates, factors, wanted, through)
-    (result, gradients), (plain_result, plain_gradients) = both("dense_tangent", *arguments)
-    close(result, plain_result)
-    for i, (ours, plain) in enumerate(zip(gradients, plain_gradients, strict=True)):
-        assert ours.numel() == (weights[i].numel() if wanted >> i & 1 else 0)
-        close(ours, plain)
+    (tangents, written), (plain, also) = both(
+        "dense_tangent", *(t, held, rooms(rows, weights[:-1]), *layered, bends, wanted, through)
+    )
+    all_close(tangents, plain)
+    if through:  # of what is at the top there is no tangent otherwise
+        all_close(written[1], also[1])
+    _, gradients = tangents
+    for i, gradient in enumerate(gradients):
+        assert gradient.numel() == (weights[i].numel() if wanted >> i & 1 else 0)
+    bends = written[1]
+    bent = [i for i, bend in enumerate(bends) if bend.numel()]
+    if not b and not bent:
+        return adjoints, tangents
+    inputs = [torch.randn(rows, w.shape[0], dtype=dtype) if wanted >> i & 1 else w[:0] for i, w in enumerate(weights)]
+    highest = len(weights) if b else max(bent)
+    lowest = 0 if through else next((i for i in range(len(weights)) if wanted >> i & 1), len(weights))
+    seconds = torch.randn(rows, weights[-1].shape[1], dtype=dtype) if b else None
+    room = rooms(rows, weights[lowest:highest], weights[0])
+    made, plain = both("dense_second", *(seconds, room, *layered, bends, inputs, gradients, wanted, through))
+    all_close((made[0], made[1][1]), (plain[0], plain[1][1]))
+    (input_, sums), _ = made
+    assert (input_.numel() > 0) == through
+    for i, sum_ in enumerate(sums):
+        comes = wanted >> i & 1 and (i < highest or i in bent)
+        assert sum_.numel() == (weights[i].shape[1] if comes else 0)
+    return adjoints, tangents, made
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -101,32 +152,53 @@ def sweeps_agree(rows, weights, deciders, gates, factors, dtype, wanted=-1, thro
 @pytest.mark.parametrize("top", [False, True])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_sweeps_are_those_of_the_plain_formula(gate, scaled, top, dtype):
-    sweeps_agree(13, *layers(13, (5, 24, 17, 3), gate, dtype, top=top, scaled=scaled), dtype)
+    sweeps_agree(13, *layers(13, (5, 24, 17, 3), gate, dtype, top=top, scaled=scaled))
 
 
 def test_layers_may_have_a_gate_or_a_factor_or_nothing_between():
     none = torch.empty(0, dtype=torch.float64)
     weights, deciders, gates, factors = layers(7, (5, 9, 8, 7, 2), "leaky relu", torch.float64, scaled=True)
-    sweeps_agree(7, weights, [none, deciders[1]], gates[:10], [factors[0]], torch.float64)
-    sweeps_agree(7, weights, [], [], [none, none, factors[2]], torch.float64)
+    sweeps_agree(7, weights, [none, deciders[1]], gates[:10], [factors[0]])
+    sweeps_agree(7, weights, [], [], [none, none, factors[2]])
+    saved = [none, none, deciders[2].sigmoid()]
+    sweeps_agree(7, weights, [none, deciders[1]], gates[:10], factors, saved, curve("silu") * 3)
+    sweeps_agree(7, weights, [none, deciders[1]], gates[:10], factors, saved, curve("silu") * 3, b=False)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 30, 45, 64])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("top", [False, True])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_smooth_activations_are_those_of_the_plain_formula(kind, scaled, top, dtype):
+    for b in (False, True):
+        sweeps_agree(13, *smooth(13, (5, 24, 17, 3), kind, dtype, top=top, scaled=scaled), b=b)
+
+
+@pytest.mark.parametrize("top", [False, True])
+@pytest.mark.parametrize("b", [False, True])
+@pytest.mark.parametrize("wanted", [0, 0b0010, 0b1001, 0b1111])
+@pytest.mark.parametrize("through", [False, True])
+def test_second_adjoints_go_as_far_as_they_are_wanted(through, wanted, b, top):
+    weights, _, _, factors, saved, curves = smooth(9, (5, 9, 8, 7, 2), "tanh", torch.float64, top=top, scaled=True)
+    sweeps_agree(9, weights, [], [], factors, saved, curves, wanted=wanted, through=through, b=b)
+    sweeps_agree(9, weights, [], [], factors[:1], saved[:1], curves[:4], wanted=wanted, through=through, b=b)
+    sweeps_agree(9, weights, [], [], [], wanted=wanted, through=through, b=b)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rows", [1, 2, 5, 6, 7, 13, 30, 45, 64, 65])
 @pytest.mark.parametrize("widths", [(1, 1, 1), (2, 16, 1), (64, 64, 64, 64, 1), (3, 33, 15, 2), (8, 4, 4, 4, 4, 4)])
 def test_any_size(rows, widths, dtype):
-    sweeps_agree(rows, *layers(rows, widths, "leaky relu", dtype), dtype)
+    sweeps_agree(rows, *layers(rows, widths, "leaky relu", dtype))
+    if rows > 1:  # of a single number that cancels, little is left in float32
+        sweeps_agree(rows, *smooth(rows, widths, "silu", dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("storage", ["columns", "rows", "gaps"])
 def test_weights_lie_in_memory_as_they_like_and_gradients_as_they_do(storage, dtype):
     weights, deciders, gates, factors = layers(9, (7, 20, 18), "relu", dtype, storage)
-    sweeps_agree(9, weights, deciders, gates, factors, dtype)
-    held = torch.randn(9 * 38, dtype=dtype)
-    _, gradients = torch.ops.gpfast.dense_tangent(
-        torch.randn(9, 7, dtype=dtype), held, room(9, weights), weights, deciders, gates, factors, 3, False
-    )
+    _, (_, gradients), _ = sweeps_agree(9, weights, deciders, gates, factors)
     for weight, gradient in zip(weights, gradients, strict=True):
         assert gradient.t().is_contiguous() if storage == "columns" else gradient.is_contiguous()
         assert gradient.shape == weight.shape
@@ -135,14 +207,16 @@ def test_weights_lie_in_memory_as_they_like_and_gradients_as_they_do(storage, dt
 @pytest.mark.parametrize("wanted", [0, 0b001, 0b100, 0b101])
 @pytest.mark.parametrize("through", [False, True])
 def test_only_what_is_wanted(wanted, through):
-    sweeps_agree(6, *layers(6, (5, 9, 8, 2), "relu", torch.float64), torch.float64, wanted, through)
+    sweeps_agree(6, *layers(6, (5, 9, 8, 2), "relu", torch.float64), wanted=wanted, through=through)
 
 
-def test_deciders_may_have_rows_apart():
+def test_what_was_saved_may_have_rows_apart():
     weights, (decider,), gates, factors = layers(6, (4, 10, 2), "relu", torch.float64)
     wide = torch.randn(6, 25, dtype=torch.float64)
     wide[:, 3:13] = decider
-    sweeps_agree(6, weights, [wide[:, 3:13]], gates, factors, torch.float64)
+    sweeps_agree(6, weights, [wide[:, 3:13]], gates, factors)
+    for factors in ([], [wide[:, 5:15]]):
+        sweeps_agree(6, weights, [], [], factors, [wide[:, 3:13]], curve("softplus"))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
@@ -150,7 +224,7 @@ def test_deciders_may_have_rows_apart():
 def test_what_is_not_finite_is_decided_as_alone(gate, bad):
     weights, deciders, gates, factors = layers(4, (3, 8, 1), gate, torch.float64)
     deciders[0][1, 2] = bad
-    sweeps_agree(4, weights, deciders, gates, factors, torch.float64)
+    sweeps_agree(4, weights, deciders, gates, factors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -162,7 +236,7 @@ def test_limits_are_exact_where_the_smallest_numbers_are_flushed(gate, dtype):
     if not torch.set_flush_denormal(True):
         pytest.skip("this CPU flushes nothing")
     try:
-        sweeps_agree(4, weights, deciders, gates, factors, dtype)
+        sweeps_agree(4, weights, deciders, gates, factors)
     finally:
         torch.set_flush_denormal(False)
 
@@ -173,54 +247,78 @@ def test_a_slope_of_zero_stops_nan():
     deciders[0][1, 2] = 0.0
     a = torch.ones(4, 1, dtype=torch.float64)
     weights[1][2] = float("nan")
-    input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, factors)
+    input_, held, _ = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, [], [], factors)
     assert held.view(-1)[1 * 8 + 2] == 0
     assert input_[1].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_threads_do_not_change_a_bit(threads, dtype):
-    rows, widths = 50, (40, 64, 64, 3)
-    weights, deciders, gates, factors = layers(rows, widths, "leaky relu", dtype)
-    a, t = torch.randn(rows, 3, dtype=dtype), torch.randn(rows, 40, dtype=dtype)
+@pytest.mark.parametrize("rows", [50, 700])  # of one block for each thread, and of several
+@pytest.mark.parametrize("between", ["leaky relu", "gelu"])
+def test_threads_do_not_change_a_bit(threads, between, rows, dtype):
+    widths = (40, 64, 64, 3)
+    made = layers(rows, widths, between, dtype) if between in GATES else smooth(rows, widths, between, dtype)
     seen = []
     for number in (1, 2, 3):
         threads(number)
-        input_, held = torch.ops.gpfast.dense_adjoint(a, weights, deciders, gates, factors)
-        result, gradients = torch.ops.gpfast.dense_tangent(
-            t, held, room(rows, weights), weights, deciders, gates, factors, 7, True
-        )
-        seen.append([input_, held, result, *gradients])
+        torch.manual_seed(1)
+        seen.append(sweeps_agree(rows, *made))
     for others in seen[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(seen[0], others, strict=True))
+        assert all(torch.equal(x, y) for x, y in zip(results(seen[0]), results(others), strict=True))
+
+
+def results(seen):
+    adjoints, tangents, (seconds, (_, gradients)) = seen
+    return tree_leaves((adjoints, tangents, seconds, gradients))
 
 
 def test_arguments_that_do_not_belong_together_are_refused():
     weights, deciders, gates, factors = layers(4, (3, 8, 8, 1), "relu", torch.float64)
-    a = torch.ones(4, 1, dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="3 weights, 1 deciders, 10 numbers"):
-        torch.ops.gpfast.dense_adjoint(a, weights, deciders[:1], gates, factors)
+    a, ops, none = torch.ones(4, 1, dtype=torch.float64), torch.ops.gpfast, torch.empty(0, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="1 deciders with 10 numbers, 0 smooth activations with 0"):
+        ops.dense_adjoint(a, weights, deciders[:1], gates, [], [], factors)
+    with pytest.raises(RuntimeError, match="0 deciders with 0 numbers, 2 smooth activations with 4"):
+        ops.dense_adjoint(a, weights, [], [], deciders, curve("tanh"), [])
     with pytest.raises(RuntimeError, match=r"weight 2 is \[8, 8\]"):
-        torch.ops.gpfast.dense_adjoint(a, [weights[0], weights[2], weights[1]], deciders, gates, factors)
+        ops.dense_adjoint(a, [weights[0], weights[2], weights[1]], deciders, gates, [], [], factors)
+    with pytest.raises(RuntimeError, match="3 weights and 4 factors"):
+        ops.dense_adjoint(a, weights, deciders, gates, [], [], deciders * 2)
+    with pytest.raises(RuntimeError, match="layer 0 has a smooth activation of kind 0 beside a gate"):
+        ops.dense_adjoint(a, weights, deciders, gates, deciders, curve("tanh") * 2, [])
+    with pytest.raises(RuntimeError, match="layer 0 has a smooth activation of kind 21"):
+        ops.dense_adjoint(a, weights, [], [], deciders[:1], [21.0, 0.0, 0.0, 0.0], [])
+    layered = (weights, deciders, gates, [], [], factors, [])
+    t, held = torch.ones(4, 3, dtype=torch.float64), torch.ones(68, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="room for 16 elements of tangents, not 64"):
-        torch.ops.gpfast.dense_tangent(
-            torch.ones(4, 3, dtype=torch.float64),
-            torch.ones(68, dtype=torch.float64),
-            room(1, weights),
-            *(weights, deciders, gates, factors, 7, False),
-        )
+        ops.dense_tangent(t, held, rooms(1, weights[:-1]), *layered, 7, False)
+    with pytest.raises(RuntimeError, match="room for 0 elements of second adjoints, not 68"):
+        ops.dense_second(a, none, *layered, [], [], 7, False)
+    with pytest.raises(RuntimeError, match="no second adjoints, or 0 gradients for 0 inputs"):
+        ops.dense_second(None, held, *layered, [], [], 7, False)
+    with pytest.raises(RuntimeError, match="no second adjoints, or 0 gradients for 1 inputs"):
+        ops.dense_second(a, held, *layered, [t], [], 7, False)
 
 
 @fast
 def test_values_of_other_sizes_are_refused():
     """The kernels would read or write beyond them."""
     weights, deciders, gates, factors = layers(4, (3, 8, 1), "relu", torch.float64)
+    ops, ones = torch.ops.gpfast, partial(torch.ones, dtype=torch.float64)
+    layered = (weights, deciders, gates, [], [], factors)
     with pytest.raises(RuntimeError, match=r"\[4, 5\] above \[8, 1\]"):
-        torch.ops.gpfast.dense_adjoint(torch.ones(4, 5, dtype=torch.float64), weights, deciders, gates, factors)
+        ops.dense_adjoint(ones(4, 5), *layered)
+    with pytest.raises(RuntimeError, match=r"\[4, 5\] above \[8, 1\]"):
+        ops.dense_second(ones(4, 5), ones(36), *layered, [], [], [], 3, True)
+    with pytest.raises(RuntimeError, match=r"a bend of \[4, 7\] for 4 rows of 8"):
+        ops.dense_tangent(ones(4, 3), ones(36), ones(32), *layered, [ones(4, 7)], 3, True)
+    with pytest.raises(RuntimeError, match=r"\[5, 3\] with strides \[3, 1\] for 4 rows of 3"):
+        ops.dense_second(ones(4, 1), ones(36), *layered, [], [ones(5, 3)], [ones(3, 8)], 3, True)
+    for gradient in (ones(3, 7), ones(8, 3).t() if weights[0].is_contiguous() else ones(3, 8)):
+        with pytest.raises(RuntimeError, match=rf"a gradient of \[3, {gradient.shape[1]}\] with strides"):
+            ops.dense_second(ones(4, 1), ones(36), *layered, [], [ones(4, 3)], [gradient], 3, True)
     for columns, held in [(2, 36), (3, 35)]:
-        t, adjoints = torch.ones(4, columns, dtype=torch.float64), torch.ones(held, dtype=torch.float64)
         with pytest.raises(RuntimeError, match=rf"\[4, {columns}\] below \[3, 8\], with \[{held}\] adjoints"):
-            torch.ops.gpfast.dense_tangent(t, adjoints, room(4, weights), weights, deciders, gates, factors, 3, True)
+            ops.dense_tangent(ones(4, columns), ones(held), ones(32), *layered, [], 3, True)
 
 
 # When the tape takes them.
@@ -236,12 +334,17 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def runs_of(critic, x, **options):
-    """How many runs a penalty has: one adjoint and one tangent call each."""
+def calls(critic, x, **options):
+    """Of a penalty's operators, those of runs: a run has one call of each, the last where second adjoints come."""
     with Operators() as operators:
         gpfast.gradient_penalty(critic, x, x.flip(0), engine="tape", **options).backward()
-    assert operators.seen["gpfast.dense_adjoint"] == operators.seen["gpfast.dense_tangent"]
-    return operators.seen["gpfast.dense_adjoint"]
+    return tuple(operators.seen[f"gpfast.dense_{sweep}"] for sweep in ("adjoint", "tangent", "second"))
+
+
+def runs_of(critic, x, **options):
+    adjoints, tangents, _ = calls(critic, x, **options)
+    assert adjoints == tangents
+    return adjoints
 
 
 def mlp(*between, width=8, inputs=4, bias=True):
@@ -255,6 +358,13 @@ def mlp(*between, width=8, inputs=4, bias=True):
 
 def points(rows=17, columns=4):
     return torch.randn(rows, columns, dtype=torch.float64)
+
+
+class Sine(nn.Module):
+    """A smooth activation that runs have none of: no compiler vectorises it."""
+
+    def forward(self, x):
+        return x.sin()
 
 
 TAKEN = {
@@ -282,9 +392,137 @@ def test_dense_critics_are_one_run_and_exact(name):
     assert runs_of(critic, points()) == 1
 
 
-def test_what_bends_above_keeps_layers_apart():
-    """What bends above a run would send it second adjoints, which it has no sweep for."""
-    critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU(), width=5), nn.Softplus(), nn.Linear(1, 1)).double()
+SMOOTH = {
+    "two": lambda: mlp(nn.Tanh(), nn.Softplus()),
+    "first": lambda: mlp(nn.Tanh(), nn.ReLU(), nn.ReLU()),
+    "last": lambda: mlp(nn.ReLU(), nn.ReLU(), nn.SiLU()),
+    "in the middle": lambda: mlp(nn.LeakyReLU(0.2), nn.ELU(0.7), nn.ReLU()),
+    "in place": lambda: mlp(nn.ELU(inplace=True), nn.Tanh(), nn.Mish(inplace=True)),
+    "without bias": lambda: mlp(nn.GELU(), nn.GELU("tanh"), bias=False),
+    "dropout above": lambda: mlp(nn.Sequential(nn.SiLU(), nn.Dropout(0.4)), nn.Sequential(nn.Tanh(), nn.Dropout(0.1))),
+    "on top": lambda: nn.Sequential(mlp(nn.Tanh(), nn.ReLU()), nn.Sigmoid()),
+    "alone on top": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), nn.Softplus()),
+    "below": lambda: nn.Sequential(nn.Tanh(), mlp(nn.Tanh())),
+    "what bends above": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), Sine()),
+    "what bends above and between": lambda: nn.Sequential(mlp(nn.ELU(), nn.ReLU(), width=5), Sine()),
+    "nothing between": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)),
+    "wide result": lambda: nn.Sequential(nn.Linear(4, 9), nn.SiLU(), nn.Linear(9, 5)),
+    "odd widths": lambda: nn.Sequential(nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 33), nn.ELU(), nn.Linear(33, 17)),
+}
+
+
+@fast
+@pytest.mark.parametrize("name", SMOOTH)
+def test_smooth_critics_are_one_run_of_three_calls(name):
+    critic = SMOOTH[name]().double()
+    agree(critic, points(), critic.parameters(), rule="linear")
+    assert calls(critic, points()) == (1, 1, 1)
+
+
+@fast
+def test_a_smooth_critic_has_fewer_launches_as_a_run():
+    critic, launches = mlp(nn.Tanh(), nn.Tanh()), []
+    for rows in (17, 15):  # of fewer samples than runs have
+        x = points(rows)
+        step = partial(gpfast.gradient_penalty, critic, x, x.flip(0), engine="tape")
+        launches.append(cost.measure(lambda step=step: step().backward()).launches)
+    assert launches[0] <= launches[1] - 16
+
+
+SAVED = {
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": lambda h: F.softplus(h, beta=2.5, threshold=1.0),
+    "logsigmoid": F.logsigmoid,
+    "elu": lambda h: F.elu(h, 0.7),
+    "elu_": lambda h: F.elu_(h * 1, 0.7),
+    "selu": F.selu,
+    "celu": lambda h: F.celu(h, 0.7),
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu, tanh": lambda h: F.gelu(h, approximate="tanh"),
+    "mish": F.mish,
+    "hardswish": F.hardswish,
+    "exp": torch.exp,
+    "expm1": torch.expm1,
+    "log": lambda h: torch.log(h.abs() + 1),
+    "sqrt": lambda h: torch.sqrt(h.abs() + 1),
+    "rsqrt": lambda h: torch.rsqrt(h.abs() + 1),
+    "reciprocal": lambda h: torch.reciprocal(h.abs() + 1),
+    "square": torch.square,
+    "pow 3": lambda h: h**3,
+    "tan": lambda h: torch.tan(h / 4),
+    "atan": torch.atan,
+    "erf": torch.erf,
+}
+DIRECT = [name for name in SAVED if name not in ("elu_", "log", "sqrt", "rsqrt", "reciprocal", "tan")]
+
+
+class Between(nn.Module):
+    def __init__(self, activation, columns=8):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [nn.Linear(4, columns), nn.Linear(columns, columns), nn.Linear(columns, 1)]
+        ).double()
+        self.activation = activation
+
+    def forward(self, x):
+        first, second, last = self.layers
+        return last(self.activation(second(self.activation(first(x)))))
+
+
+@fast
+@pytest.mark.parametrize("between", [nn.ReLU, nn.SiLU])
+def test_many_samples_are_swept_in_blocks(between):
+    critic = mlp(between(), between())
+    agree(critic, points(700), critic.parameters(), rule="linear")
+    assert runs_of(critic, points(700)) == 1
+
+
+@fast
+@pytest.mark.parametrize("between, rows", [(nn.Tanh, 1000), (nn.SiLU, 1000), (nn.ReLU, 1000)])
+def test_a_run_of_many_samples_holds_less_than_the_eager_lines(between, rows):
+    critic, x = mlp(between(), between(), between(), between(), width=64), points(rows)
+
+    def step(engine):
+        critic.zero_grad(set_to_none=True)
+        gpfast.gradient_penalty(critic, x, x.flip(0), engine=engine).backward()
+
+    peaks = {}
+    for engine in ("tape", "reference"):
+        step(engine)
+        critic.zero_grad(set_to_none=True)
+        peaks[engine] = cost.measure(lambda e=engine: step(e), existing=(critic, x)).peak_bytes
+    assert peaks["tape"] < peaks["reference"], peaks
+
+
+@fast
+@pytest.mark.parametrize("name", SAVED)
+def test_every_smooth_activation(name):
+    critic = Between(SAVED[name])
+    agree(critic, points(), critic.parameters(), rule="activation")
+    if name in DIRECT:
+        assert calls(critic, points()) == (1, 1, 1)
+
+
+@fast
+@pytest.mark.parametrize("name", DIRECT)
+@pytest.mark.parametrize("rows", [19, 200])
+def test_low_precision(name, rows):
+    torch.manual_seed(1)
+    critic = Between(SAVED[name], columns=40)
+
+    def make(dtype):
+        function = copy.deepcopy(critic).to(torch.float32).to(dtype)
+        return function, list(function.parameters())
+
+    agree_low(make, points(rows), torch.float32)
+
+
+@pytest.mark.parametrize("above", [nn.Sigmoid, Sine])
+def test_below_scores_that_bend_alone_layers_are_apart(above):
+    """Their second adjoints are in proportion to the adjoints, which a run does not know."""
+    critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU()), above())
     agree(critic, points(), critic.parameters(), rule="linear")
     assert runs_of(critic, points()) == 0
 
@@ -300,9 +538,13 @@ class Scaled(nn.Module):
 
 NOT_TAKEN = {
     "one layer": lambda: nn.Linear(4, 1).double(),
-    "smooth": lambda: mlp(nn.Tanh(), nn.Softplus()),
+    "sine": lambda: mlp(Sine(), Sine()),
     "prelu": lambda: mlp(nn.PReLU()),
     "two activations between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Hardtanh(-2, 2))),
+    "two smooth ones between": lambda: mlp(nn.Sequential(nn.Tanh(), nn.Softplus())),
+    "smooth and gate between": lambda: mlp(nn.Sequential(nn.Tanh(), nn.ReLU())),
+    "gate and smooth between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Tanh())),
+    "dropout below what is smooth": lambda: mlp(nn.Sequential(nn.Dropout(0.5), nn.Tanh())),
     "a trained factor between": lambda: mlp(Scaled(8)),
     "large": lambda: mlp(nn.ReLU(), width=3000, inputs=3000),
     "many rows": lambda: mlp(nn.ReLU(), width=2, inputs=1),
@@ -316,7 +558,10 @@ def test_other_critics_are_swept_layer_by_layer(name):
     critic = NOT_TAKEN[name]()
     columns = next(m for m in critic.modules() if isinstance(m, nn.Linear)).in_features
     rows = {"many rows": 2**16 + 1, "few rows": 15}.get(name, 17)
-    assert runs_of(critic, points(rows, 4 if name == "three dimensions" else columns)) == 0
+    x = points(rows, 4 if name == "three dimensions" else columns)
+    assert runs_of(critic, x) == 0
+    if name not in ("large", "many rows"):
+        agree(critic, x, critic.parameters())
 
 
 class Broadcast(nn.Module):
@@ -343,31 +588,44 @@ def test_a_factor_that_is_broadcast_or_broadcasts_ends_a_run(factor, columns, po
 
 
 class Branching(nn.Module):
-    def __init__(self, reads):
+    def __init__(self, reads, activation):
         super().__init__()
         self.first, self.second, self.last = nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 1)
-        self.reads = reads
+        self.reads, self.activation = reads, getattr(torch, activation)
         self.double()
 
     def forward(self, x):
         before = self.first(x)
-        h = before.relu()
-        y = self.last(self.second(h).relu())
+        h = self.activation(before)
+        y = self.last(self.activation(self.second(h)))
         return y + {"result": h, "product": before, "point": x}[self.reads].sum(1, keepdim=True)
 
 
 @fast
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
 @pytest.mark.parametrize("reads", ["result", "product", "point"])
-def test_a_value_that_somebody_else_reads_ends_a_run(reads):
-    critic = Branching(reads)
+def test_a_value_that_somebody_else_reads_ends_a_run(reads, activation):
+    critic = Branching(reads, activation)
     agree(critic, points(), critic.parameters(), rule="linear")
     assert runs_of(critic, points()) == 1
 
 
 @fast
-@pytest.mark.parametrize("frozen", [["0.weight"], ["2.weight"], ["4.weight"], ["0.weight", "2.weight", "0.bias"]])
-def test_frozen_weights(frozen):
-    critic = mlp(nn.ReLU(), nn.LeakyReLU(0.2))
+@pytest.mark.parametrize("activation", [nn.LeakyReLU, nn.SiLU])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        ["0.weight"],
+        ["2.weight"],
+        ["4.weight"],
+        ["0.weight", "2.weight", "0.bias"],
+        ["0.weight", "0.bias", "2.weight", "2.bias"],
+        ["0.bias", "2.bias"],
+        ["4.weight", "4.bias"],
+    ],
+)
+def test_frozen_weights(frozen, activation):
+    critic = mlp(activation(), activation())
     for name in frozen:
         critic.get_parameter(name).requires_grad_(False)
     agree(critic, points(), critic.parameters(), rule="linear")
@@ -375,35 +633,147 @@ def test_frozen_weights(frozen):
     assert all((p.grad is not None) == p.requires_grad for p in critic.parameters())
 
 
-def test_everything_is_frozen():
-    critic = mlp(nn.ReLU(), nn.ReLU()).requires_grad_(False)
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Softplus])
+def test_everything_is_frozen(activation):
+    critic = mlp(activation(), activation()).requires_grad_(False)
     agree(critic, points(), rule="linear")
+
+
+class Addmm(nn.Module):
+    """What is added has these sizes, and the factors alpha and beta."""
+
+    def __init__(self, *sizes, alpha=1, beta=1):
+        super().__init__()
+        self.weight, self.score = nn.Parameter(torch.randn(4, 6)), nn.Parameter(torch.randn(6, 1))
+        self.added = nn.Parameter(torch.randn(sizes))
+        self.factors = {"alpha": alpha, "beta": beta}
+        self.double()
+
+    def forward(self, x):
+        return torch.addmm(self.added, x, self.weight, **self.factors).tanh() @ self.score
+
+
+@fast
+@pytest.mark.parametrize("sizes", [(6,), (1, 6), (1,), (1, 1), ()], ids=str)
+@pytest.mark.parametrize("beta", [1, -2])
+def test_what_is_added_to_every_row(sizes, beta):
+    critic = Addmm(*sizes, beta=beta)
+    agree(critic, points(), critic.parameters(), rule="linear")
+    assert calls(critic, points()) == (1, 1, 1)
+
+
+@pytest.mark.parametrize("options", [{"sizes": (17, 6)}, {"sizes": (17, 1)}, {"alpha": 2}], ids=str)
+def test_what_is_added_to_rows_that_differ_and_scaled_products_are_no_run(options):
+    critic = Addmm(*options.get("sizes", (6,)), alpha=options.get("alpha", 1))
+    agree(critic, points(), critic.parameters(), rule="linear")
+    assert runs_of(critic, points()) == 0
+
+
+@fast
+@pytest.mark.parametrize("lies", ["rows apart", "columns"])
+def test_samples_that_lie_otherwise_in_memory(lies):
+    critic = mlp(nn.Tanh(), nn.ReLU())
+    x = points(17, 9)[:, 2:6] if lies == "rows apart" else points(4, 17).t()
+    agree(critic, x, critic.parameters(), rule="linear")
+
+
+def energy_loss(y, g):
+    """Nothing of the gradient: there are second adjoints without tangents."""
+    return y.tanh().sum() + 0 * g.detach().sum()
+
+
+@fast
+@pytest.mark.parametrize("between", [nn.GELU, nn.ELU])
+def test_second_adjoints_without_tangents(between):
+    critic, x = mlp(between(), between()), points()
+    parameters = list(critic.parameters())
+    with Operators() as operators:
+        _, ours, _ = tape_gradients(critic, x, parameters, energy_loss)
+    assert operators.seen["gpfast.dense_second"] == 1 and not operators.seen["gpfast.dense_tangent"]
+    expected = torch.autograd.grad(critic(x).tanh().sum(), parameters)
+    for one, right in zip(ours, expected, strict=False):
+        torch.testing.assert_close(one, right)
+
+
+class KeepsTensors(torch.autograd.Function):
+    """Its derivative reads a tensor that it was not given as an input."""
+
+    @staticmethod
+    def forward(ctx, h, holder):
+        ctx.holder = holder
+        ctx.save_for_backward(h)
+        return h * h
+
+    @staticmethod
+    def backward(ctx, grad):
+        (h,) = ctx.saved_tensors
+        return 2 * h * grad * torch.sin(ctx.holder[0]), None
+
+
+class Keeps(nn.Module):
+    """A custom Function below layers, whose derivative reads a value between them."""
+
+    def __init__(self, reads):
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(4, 6), nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 1)]).double()
+        self.reads = reads
+
+    def forward(self, x):
+        first, second, third, last = self.layers
+        holder = []
+        product = second(KeepsTensors.apply(first(x), holder))
+        result = product.tanh()
+        holder.append({"product": product, "result": result}[self.reads])
+        return last(third(result).tanh())
+
+
+@pytest.mark.parametrize("reads", ["product", "result"])
+def test_what_a_function_below_reads_of_the_layers_has_its_second_adjoint(reads):
+    critic, x = Keeps(reads), points()
+    whole = copy.deepcopy(critic)
+    for module, engine in ((critic, "tape"), (whole, "reference")):
+        gpfast.gradient_penalty(module, x, x.flip(0), alpha=0.3, engine=engine).backward()
+    for p, q in zip(critic.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, torch.zeros_like(p) if q.grad is None else q.grad)
 
 
 class Shared(nn.Module):
     """One weight in three layers, as it is, transposed, and through an expression."""
 
-    def __init__(self):
+    def __init__(self, activation):
         super().__init__()
+        self.activation = activation
         self.weight, self.score = nn.Parameter(torch.randn(4, 4)), nn.Parameter(torch.randn(4, 1))
         self.double()
 
     def forward(self, x):
-        x = (x @ self.weight).relu()
-        x = (x @ self.weight.t()).relu()
-        return (x @ (self.weight / self.weight.norm())).relu() @ self.score
+        x = self.activation(x @ self.weight)
+        x = self.activation(x @ self.weight.t())
+        return self.activation(x @ (self.weight / self.weight.norm())) @ self.score
 
 
 @fast
-def test_weights_that_are_shared_or_computed():
-    critic = Shared()
+@pytest.mark.parametrize("activation", [torch.relu, torch.tanh])
+def test_weights_that_are_shared_or_computed(activation):
+    critic = Shared(activation)
     agree(critic, points(), critic.parameters(), rule="linear")
     assert runs_of(critic, points()) == 1
 
 
 @fast
-def test_gradients_may_be_asked_for_twice():
-    critic, x = mlp(nn.ReLU(), nn.ReLU()), points()
+def test_a_layer_that_is_used_again():
+    inner = nn.Linear(8, 8)
+    critic = nn.Sequential(
+        nn.Linear(4, 8), nn.SiLU(), inner, nn.ReLU(), inner, nn.Tanh(), inner, nn.Linear(8, 1)
+    ).double()
+    agree(critic, points(), critic.parameters(), rule="linear")
+    assert calls(critic, points()) == (1, 1, 1)
+
+
+@fast
+@pytest.mark.parametrize("between", [nn.ReLU, nn.SiLU])
+def test_gradients_may_be_asked_for_twice(between):
+    critic, x = mlp(between(), between()), points()
     parameters = list(critic.parameters())
 
     def losses(engine):
@@ -414,6 +784,7 @@ def test_gradients_may_be_asked_for_twice():
         first = torch.autograd.grad(value, parameters, retain_graph=True)
         again = torch.autograd.grad(value, parameters)
     assert operators.seen["gpfast.dense_adjoint"] == 1 and operators.seen["gpfast.dense_tangent"] == 2
+    assert operators.seen["gpfast.dense_second"] == (2 if between is nn.SiLU else 0)
     expected = torch.autograd.grad(losses("reference"), parameters, allow_unused=True, materialize_grads=True)
     for one, two, right in zip(first, again, expected, strict=True):
         assert torch.equal(one, two)
@@ -479,9 +850,10 @@ def test_a_hook_on_the_way_is_not_passed_over():
 
 
 @fast
-@pytest.mark.parametrize("frozen", [[], ["2.weight"]])
-def test_the_flop_are_those_of_the_products(frozen):
-    critic, x = mlp(nn.ReLU(), nn.ReLU()), points()
+@pytest.mark.parametrize("between", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("frozen", [[], ["2.weight"], ["0.weight"], ["0.weight", "0.bias"]], ids=str)
+def test_the_flop_are_those_of_the_products(frozen, between):
+    critic, x = mlp(between(), between()), points()
     for name in frozen:
         critic.get_parameter(name).requires_grad_(False)
 

@@ -18,6 +18,11 @@ class ActivationRule : public Rule {
   bool repeats_adjoint() const override { return a_.defined(); }
   Tensor adjoint_again() const override { return slope(a_, saved_, curve_, /*in_place=*/false); }
 
+  OfRows of_rows() const override {
+    if (!fused(curve_.kind)) return {};
+    return {.saved = saved_, .curve = curve_};
+  }
+
   Values adjoint(Values a) override {
     Tensor z = dense(std::move(a[0]), saved_);
     order_ = order_of(z);

@@ -44,7 +44,7 @@ class GateRule : public Rule {
   }
 
   OfRows of_rows() const override {
-    if (weight_.defined() || place.bent) return {};
+    if (weight_.defined()) return {};
     return {.decider = h_, .gate = gate_};
   }
 

@@ -136,13 +136,18 @@ class Matmul final : public Rule {
   OfRows of_rows() const override {
     const auto &left = factors_[kLeft], &right = factors_[kRight];
     const bool plain = left.live && !right.live && !live_addend() && left.vector < 0 && right.vector < 0 && alpha_.equal(1);
-    if (!plain || place.bent || place.proportional) return {};
-    return {.weight = right.value, .wanted = right.wanted};
+    if (!plain) return {};
+    const bool sums = place.bent && wanted_addend();
+    if (sums && !alike_in_rows()) return {};
+    return {.weight = right.value, .wanted = right.wanted, .input = meets_second(kRight) ? left.value : Tensor(), .sums = sums};
   }
-  void made(Tensor gradient) override { factors_[kRight].part = std::move(gradient); }
+  void made(Tensor of_weight, Tensor sums) override {
+    factors_[kRight].part = std::move(of_weight);
+    if (sums.defined()) addend_part_ = of_addend(as_matrix(std::move(sums), place.sizes(addend_).size() == 2 ? 0 : -1));
+  }
 
   int64_t kept() const override {
-    int64_t bytes = bytes_of({a_});
+    int64_t bytes = bytes_of({a_, addend_part_});
     for (const auto& factor : factors_) bytes += bytes_of({factor.live ? factor.value : Tensor(), factor.tangent, factor.part});
     return bytes;
   }
@@ -160,6 +165,10 @@ class Matmul final : public Rule {
   bool wanted_addend() const { return addend_ >= 0 && place.wanted(addend_); }
   bool meets_tangent(int side) const { return factors_[side].wanted && factors_[1 - side].live; }
   bool meets_second(int side) const { return factors_[side].wanted && (place.bent || place.proportional); }
+  bool alike_in_rows() const {
+    const auto sizes = place.sizes(addend_);
+    return sizes.size() < 2 || sizes[0] == 1;
+  }
   Tensor of_addend(const Tensor& a) const { return scaled(reduced_to(a, place.sizes(addend_), place.dtype(addend_)), beta_); }
 
   Tensor output_as_matrix(Tensor y) const {
@@ -243,7 +252,7 @@ class Matmul final : public Rule {
   int addend_;
   Scalar alpha_, beta_;
   Side factors_[2];
-  Tensor addend_part_;  // of the addend's gradient: what is in proportion to the adjoint
+  Tensor addend_part_;  // of the addend's gradient: what is in proportion to the adjoint, or what a run made
   Sizes sizes_;  // of the output, where the addend is live
   Tensor a_;
   Rule* repeats_ = nullptr;  // the adjoint, which is then held from the tangent on

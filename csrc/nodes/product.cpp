@@ -67,7 +67,7 @@ class Product final : public Elementwise {
   OfRows of_rows() const override {
     const size_t live = place.live(0) ? 0 : 1;
     const auto& factor = others_[live];
-    if (place.bent || place.live(1 - live) || place.wanted(1 - live) || !factor.defined()) return {};
+    if (place.live(1 - live) || place.wanted(1 - live) || !factor.defined()) return {};
     if (factor.sizes() != at::IntArrayRef(place.sizes(live))) return {};  // one of them is broadcast
     return {.factor = factor};
   }

@@ -9,8 +9,6 @@
 namespace gpfast {
 using at::Tensor;
 
-namespace {
-
 Tensor derivative(const Tensor& saved, const Curve& by, bool second) {
   const Tensor x = at::isReducedFloatingType(saved.scalar_type()) ? saved.to(at::kFloat) : saved;
   const formulas::Parameters<Tensor> parameters{by.p, by.q, by.r};
@@ -24,8 +22,6 @@ Tensor derivative(const Tensor& saved, const Curve& by, bool second) {
   }
   TORCH_CHECK(false, "gpfast: unknown activation ", static_cast<int64_t>(by.kind));
 }
-
-}  // namespace
 
 void slope_plain(const Tensor& z, const Tensor& saved, const Curve& by, const Tensor& out) {
   out.copy_(derivative(saved, by, false) * z);

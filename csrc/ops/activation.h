@@ -17,6 +17,12 @@ std::tuple<at::Tensor, at::Tensor> slope_and_curve(const at::Tensor& t, const at
 // into += s z.
 void add_slope(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by);
 
+// s or c by PyTorch's operators; of float16 and bfloat16 in float32.
+at::Tensor derivative(const at::Tensor& saved, const Curve& by, bool second);
+// s and, where it is not null, c of n numbers, on the CPU; not of every activation: where fused(by.kind).
+void derivatives(const float* saved, const Curve& by, float* slope, float* curve, int64_t n);
+void derivatives(const double* saved, const Curve& by, double* slope, double* curve, int64_t n);
+
 // The kernels behind them: s z is written to out, which may be z, and c a t to bend, which may be a.
 void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out);
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,

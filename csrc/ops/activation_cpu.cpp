@@ -69,13 +69,17 @@ GPFAST_INLINE void widen_all(const T* x, float* out, int64_t n) {
   for (int64_t i = 0; i < n; ++i) out[i] = widen(x[i]);
 }
 
+}  // namespace
+
 #define GPFAST_DEFINE(A)                                                                                         \
-  GPFAST_CLONES void derivatives(const A* x, const Curve& by, A* slope, A* curve, int64_t n) {                   \
-    derivatives_of(x, by, slope, curve, n);                                                                      \
+  GPFAST_CLONES void derivatives(const A* saved, const Curve& by, A* slope, A* curve, int64_t n) {               \
+    derivatives_of(saved, by, slope, curve, n);                                                                  \
   }
 GPFAST_DEFINE(float)
 GPFAST_DEFINE(double)
 #undef GPFAST_DEFINE
+
+namespace {
 
 #define GPFAST_DEFINE(T) \
   GPFAST_CLONES void to_wide(const T* x, float* out, int64_t n) { widen_all(x, out, n); }

@@ -57,12 +57,13 @@ GPFAST_LOOPS void rest(int64_t rows, Matrix<const T> a, const T* b, int64_t step
   }
 }
 
-// In sums of kDeep terms, which are added up: long sums would round more than those of the eager lines.
+// In sums of kDeep terms, which are added up, to what c holds where told: long sums would round more than those of the eager lines.
 template <int kVectors, typename T>
-GPFAST_LOOPS void panel(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t rows, int64_t depth) {
+GPFAST_LOOPS void panel(Matrix<const T> a, const T* b, int64_t step, T* c, int64_t c_step, int64_t rows, int64_t depth,
+                        bool onto = false) {
   for (int64_t k = 0; k < depth; k += kDeep) {
     const int64_t deep = std::min(kDeep, depth - k);
-    const bool add = k > 0;
+    const bool add = onto || k > 0;
     const T* from = b + k * step;
     int64_t i = 0;
     for (; i + kHeight <= rows; i += kHeight)
@@ -110,10 +111,10 @@ GPFAST_LOOPS void pack(Matrix<const T> b, T* __restrict__ packed, int64_t depth,
     for (int64_t l = 0; l < width; ++l) packed[k * kWidth + l] = *b(k, l);
 }
 
-// c (rows, columns) = a (rows, depth) @ b (depth, columns); c by rows, c_step apart.
+// c (rows, columns) = a (rows, depth) @ b (depth, columns), or what c holds and that; c by rows, c_step apart.
 template <typename T>
 GPFAST_LOOPS void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int64_t c_step, int64_t rows, int64_t columns,
-                           int64_t depth, Scratch<T>& scratch) {
+                           int64_t depth, Scratch<T>& scratch, bool onto = false) {
   constexpr int64_t kWidth = kPanel<T>;
   for (int64_t j = 0; j < columns; j += kWidth) {
     const int64_t width = std::min(kWidth, columns - j);
@@ -126,13 +127,15 @@ GPFAST_LOOPS void multiply(Matrix<const T> a, Matrix<const T> b, T* c, int64_t c
       step = kWidth;
     }
     if (width == kWidth) {
-      panel<2>(a, from, step, c + j, c_step, rows, depth);
+      panel<2>(a, from, step, c + j, c_step, rows, depth, onto);
       continue;
     }
-    if (width > kLanes<T>) panel<2>(a, from, step, scratch.c.data(), kWidth, rows, depth);
-    else panel<1>(a, from, step, scratch.c.data(), kWidth, rows, depth);
+    T* part = scratch.c.data();
+    for (int64_t i = 0; onto && i < rows; ++i) std::copy_n(c + i * c_step + j, width, part + i * kWidth);
+    if (width > kLanes<T>) panel<2>(a, from, step, part, kWidth, rows, depth, onto);
+    else panel<1>(a, from, step, part, kWidth, rows, depth, onto);
     for (int64_t i = 0; i < rows; ++i)
-      for (int64_t l = 0; l < width; ++l) c[i * c_step + j + l] = scratch.c[i * kWidth + l];
+      for (int64_t l = 0; l < width; ++l) c[i * c_step + j + l] = part[i * kWidth + l];
   }
 }
 
@@ -182,13 +185,48 @@ GPFAST_LOOPS void times(T* __restrict__ z, const T* __restrict__ by, int64_t n) 
   for (int64_t j = 0; j < n; ++j) z[j] *= by[j];
 }
 
+template <typename T>
+GPFAST_LOOPS void plus(T* __restrict__ z, const T* __restrict__ by, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) z[j] += by[j];
+}
+
+// Calls work(from, at, n) for pieces of what a smooth activation saved of rows: n numbers, which are in z at `at`.
+template <typename T, typename F>
+GPFAST_LOOPS void in_pieces(const Layer<T>& layer, int64_t begin, int64_t end, const F& work) {
+  const bool one = layer.saved.row == layer.out;  // long row
+  const int64_t n = one ? (end - begin) * layer.out : layer.out;
+  for (int64_t i = begin; i < end; i += one ? end - begin : 1)
+    for (int64_t j = 0; j < n; j += kPiece) work(layer.saved(i, 0) + j, i * layer.out + j, std::min(kPiece, n - j));
+}
+
+template <typename T>
+GPFAST_LOOPS void scale_rows(const Layer<T>& layer, T* z, int64_t begin, int64_t end) {
+  for (int64_t i = begin; layer.factor.at && i < end; ++i) times(z + i * layer.out, layer.factor(i, 0), layer.out);
+}
+
+// The adjoints' way through a smooth activation, which leaves its bend.
+template <typename T>
+GPFAST_LOOPS void bend_rows(const Layer<T>& layer, int64_t begin, int64_t end) {
+  scale_rows(layer, layer.held, begin, end);
+  in_pieces(layer, begin, end, [&](const T* from, int64_t at, int64_t n) GPFAST_TARGET {
+    T slope[kPiece];
+    derivatives(from, *layer.curve, slope, layer.bend + at, n);
+    times(layer.bend + at, layer.held + at, n);
+    times(layer.held + at, slope, n);
+  });
+}
+
 // What lies between a product and the one above it, on rows of z.
 template <typename T>
 GPFAST_LOOPS void pass(const Layer<T>& layer, T* z, int64_t begin, int64_t end) {
-  for (int64_t i = begin; i < end; ++i) {
-    if (layer.decider.at) decide(layer, z + i * layer.out, layer.decider(i, 0));
-    if (layer.factor.at) times(z + i * layer.out, layer.factor(i, 0), layer.out);
-  }
+  for (int64_t i = begin; layer.decider.at && i < end; ++i) decide(layer, z + i * layer.out, layer.decider(i, 0));
+  if (layer.curve)
+    in_pieces(layer, begin, end, [&](const T* from, int64_t at, int64_t n) GPFAST_TARGET {
+      T slope[kPiece];
+      derivatives(from, *layer.curve, slope, nullptr, n);
+      times(z + at, slope, n);
+    });
+  scale_rows(layer, z, begin, end);
 }
 
 // Rows [begin, end) of all adjoints, from the last layer's, which are there and not gated yet.
@@ -197,7 +235,8 @@ GPFAST_LOOPS void adjoint_rows(const Layers<T>& layers, T* out, int64_t begin, i
   Scratch<T> scratch(widest(layers), end - begin);
   for (size_t i = layers.size(); i-- > 0;) {
     const auto& layer = layers[i];
-    pass(layer, layer.held, begin, end);
+    if (layer.curve) bend_rows(layer, begin, end);
+    else pass(layer, layer.held, begin, end);
     T* below = i > 0 ? layers[i - 1].held : out;
     multiply<T>({layer.held + begin * layer.out, layer.out, 1}, {layer.weight.at, layer.weight.column, layer.weight.row},
                 below + begin * layer.in, layer.in, end - begin, layer.in, layer.out, scratch);
@@ -219,23 +258,70 @@ GPFAST_LOOPS void tangent_rows(const Layers<T>& layers, T* last, int64_t begin, 
       multiply_turned(tangent, layer.weight, to, layer.out, rows, layer.out, layer.in, scratch);
     else
       multiply(tangent, layer.weight, to, layer.out, rows, layer.out, layer.in, scratch);
+    if (layer.bend) times(layer.bend + begin * layer.out, to, rows * layer.out);
     pass(layer, above, begin, end);
   }
 }
 
-// Of each gradient the rows in memory that are a thread's share, `part` of `parts`.
+// Rows of all second adjoints, from where they begin; out: of the input's too, or null.
 template <typename T>
-GPFAST_LOOPS void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) {
+GPFAST_LOOPS void second_rows(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {
+  Scratch<T> scratch(widest(layers), end - begin);
+  for (size_t i = layers.size(); i-- > 0;) {
+    const auto& layer = layers[i];
+    if (!layer.second) continue;
+    T* b = layer.second + begin * layer.out;
+    if (layer.second != layer.bend) {
+      pass(layer, layer.second, begin, end);
+      if (layer.bend) plus(b, layer.bend + begin * layer.out, (end - begin) * layer.out);
+    }
+    T* below = i > 0 ? layers[i - 1].second : out;
+    if (!below) return;
+    multiply<T>({b, layer.out, 1}, {layer.weight.at, layer.weight.column, layer.weight.row}, below + begin * layer.in, layer.in,
+                end - begin, layer.in, layer.out, scratch);
+  }
+}
+
+// Over the rows, of columns [begin, end), or what the sums hold and that.
+template <typename T>
+GPFAST_LOOPS void sum_rows(const T* z, int64_t step, T* sums, int64_t rows, int64_t begin, int64_t end, bool onto) {
+  for (int64_t j = begin; j < end; j += kPanel<T>) {
+    const int64_t width = std::min(kPanel<T>, end - j);
+    for (int64_t i = 0; i < rows; i += kDeep) {
+      T part[kPanel<T>] = {};
+      for (int64_t k = i; k < std::min(rows, i + kDeep); ++k) plus(part, z + k * step + j, width);
+      for (int64_t l = 0; l < width; ++l) sums[j + l] = onto || i > 0 ? sums[j + l] + part[l] : part[l];
+    }
+  }
+}
+
+// Of so many rows or columns, a thread's share, `part` of `parts`.
+struct Share {
+  int64_t begin, end;
+  Share(int64_t all, int64_t part, int64_t parts) {
+    const int64_t each = (all + parts - 1) / parts;
+    begin = std::min(all, part * each), end = std::min(all, begin + each);
+  }
+};
+
+// Of each gradient the rows in memory that are a thread's share, and of sums the columns; of tangents and adjoints, or where second
+// adjoints are of those, which are added to the gradients. first: nothing was made of other rows.
+template <typename T>
+GPFAST_LOOPS void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts, bool first) {
   Scratch<T> scratch(rows, widest(layers));
   for (const auto& layer : layers) {
-    if (!layer.gradient) continue;
-    const Matrix<const T> held{layer.held, layer.out, 1}, tangent{layer.tangent, layer.in, 1};
-    const auto &left = layer.columns ? held : tangent, &right = layer.columns ? tangent : held;
+    if (layer.sums) {
+      const Share columns(layer.out, part, parts);
+      sum_rows(layer.second, layer.out, layer.sums, rows, columns.begin, columns.end, !first);
+    }
     const int64_t height = layer.columns ? layer.out : layer.in, width = layer.columns ? layer.in : layer.out;
-    const int64_t share = (height + parts - 1) / parts;
-    const int64_t begin = std::min(height, part * share), end = std::min(height, begin + share);
-    if (begin < end)
-      multiply<T>({left(0, begin), 1, left.row}, right, layer.gradient + begin * width, width, end - begin, width, rows, scratch);
+    const Share share(height, part, parts);
+    if (!layer.gradient || share.begin == share.end) continue;
+    const Matrix<const T> x = layer.second ? layer.input : Matrix<const T>{layer.tangent, layer.in, 1};
+    const Matrix<const T> z{layer.second ? layer.second : layer.held, layer.out, 1};
+    const auto &left = layer.columns ? z : x, &right = layer.columns ? x : z;
+    multiply<T>({left(0, share.begin), 1, left.row}, right, layer.gradient + share.begin * width, width, share.end - share.begin,
+                width, rows, scratch, layer.second || !first);
   }
 }
 
@@ -246,8 +332,12 @@ GPFAST_LOOPS void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t p
   GPFAST_TARGET void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {           \
     tangent_rows(layers, last, begin, end);                                                             \
   }                                                                                                     \
-  GPFAST_TARGET void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts) { \
-    gradient_rows(layers, rows, part, parts);                                                           \
+  GPFAST_TARGET void seconds(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {             \
+    second_rows(layers, out, begin, end);                                                               \
+  }                                                                                                     \
+  GPFAST_TARGET void gradients_of(const Layers<T>& layers, int64_t rows, int64_t part, int64_t parts,   \
+                                  bool first) {                                                         \
+    gradient_rows(layers, rows, part, parts, first);                                                    \
   }
 GPFAST_DEFINE(float)
 GPFAST_DEFINE(double)
