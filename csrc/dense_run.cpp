@@ -30,6 +30,9 @@ bool fits(const at::Tensor& matrix, const at::Tensor& a) {
 // For gradients to which second adjoints come.
 bool waits(const DenseLayer& layer) { return layer.sums || layer.input.defined(); }
 
+// What was made, undefined where that has no elements.
+at::Tensor there(at::Tensor& made) { return made.defined() && made.numel() ? std::move(made) : at::Tensor(); }
+
 bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matrix.stride(1) == 1; }
 
 }  // namespace
@@ -43,13 +46,14 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   auto run = std::make_unique<DenseRun>();
   run->top_ = top;
   run->through_ = steps[top].place.tangent;
+  run->proportional_ = steps[top].place.proportional;
   // They may send second adjoints to values of a run.
   const bool custom = std::any_of(steps.begin(), steps.begin() + made + 1, [](const Step& step) { return step.custom; });
   DenseLayer next;  // what lies above the product that comes next
   for (size_t at = top;; --at) {
     const auto& step = steps[at];
     if (!step.rule || !step.runs_tangent || step.awaits_second || step.place.outputs != 1) break;
-    if (step.place.proportional || (custom && step.place.bent)) break;
+    if (step.place.proportional != run->proportional_ || (step.place.bent && (custom || run->proportional_))) break;
     if (at != top && (step.reader != kNobody || step.a[0].defined())) break;
     const auto of = step.rule->of_rows();
     const auto input = live_input(step);
@@ -62,7 +66,7 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
     };
     if (of.weight.defined()) {
       if (!fits(of.weight, a) || rows * of.weight.numel() > kMostDense) break;
-      if (of.wanted && step.place.bent && !(of.input.defined() && of_rows(of.input))) break;
+      if (of.wanted && (step.place.bent || run->proportional_) && !(of.input.defined() && of_rows(of.input))) break;
       next.weight = of.weight;
       next.wanted = of.wanted;
       next.input = of.input;
@@ -98,7 +102,17 @@ at::Tensor DenseRun::adjoint(const at::Tensor& a) {
   return std::move(input);
 }
 
-bool DenseRun::meets_second() const { return back_ || std::any_of(layers_.begin(), layers_.end(), waits); }
+bool DenseRun::meets_second() const {
+  return !proportional_ && (back_ || std::any_of(layers_.begin(), layers_.end(), waits));
+}
+
+// Of Rule::ratio, a number a row.
+at::Tensor DenseRun::ratio(const std::vector<Step>& steps, int64_t rows) const {
+  const auto& ratio = steps[products_.front()].rule->ratio;
+  if (!ratio.defined()) return ratio;
+  const int64_t samples = ratio.numel();
+  return ratio.reshape({samples, 1}).expand({samples, rows / samples}).reshape({rows}).contiguous();
+}
 
 at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep) {
   at::Tensor result;
@@ -107,11 +121,12 @@ at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool
   if (t.defined()) {
     for (auto& layer : layers_)
       if (keep && layer.bend.defined()) layer.bend = layer.bend.clone();
-    auto [out, gradients] = dense_tangent(t.contiguous(), held_, layers_, through_ || layers_.back().bend.defined());
+    auto [out, gradients, sums] =
+        dense_tangent(t.contiguous(), held_, layers_, through_ || layers_.back().bend.defined(), ratio(steps, t.size(0)));
     for (size_t i = 0; i < layers_.size(); ++i) {
-      if (!layers_[i].wanted) continue;
-      if (waits(layers_[i])) gradients_[i] = std::move(gradients[i]);
-      else steps[products_[i]].rule->made(std::move(gradients[i]), {});
+      const bool later = meets_second() && waits(layers_[i]);
+      if (later) gradients_[i] = there(gradients[i]);
+      else if (layers_[i].wanted || layers_[i].sums) steps[products_[i]].rule->made(there(gradients[i]), there(sums[i]));
     }
     if (through_) result = std::move(out);
   }
@@ -133,7 +148,6 @@ at::Tensor DenseRun::second(const at::Tensor& b, std::vector<Step>& steps, bool 
       if (layers_[i].input.defined() && !gradients_[i].defined()) gradients_[i] = at::zeros_like(layers_[i].weight);
     std::tie(input, sums) = dense_second(b.defined() ? b.contiguous() : b, layers_, gradients_, back_);
   }
-  const auto there = [](at::Tensor& made) { return made.defined() && made.numel() ? std::move(made) : at::Tensor(); };
   for (size_t i = 0; i < layers_.size(); ++i)
     if (waits(layers_[i])) steps[products_[i]].rule->made(std::move(gradients_[i]), there(sums[i]));
   for (auto& layer : layers_) layer.bend.reset();

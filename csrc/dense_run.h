@@ -30,12 +30,14 @@ class DenseRun {
 
  private:
   bool meets_second() const;
+  at::Tensor ratio(const std::vector<Step>& steps, int64_t rows) const;
 
   size_t top_ = 0, bottom_ = 0, input_ = 0;
   DenseLayers layers_;             // from the points up
   std::vector<size_t> products_;  // the step of each
   bool through_ = false;  // upwards
   bool back_ = false;     // second adjoints, downwards
+  bool proportional_ = false;  // they are the adjoints times Rule::ratio
   at::Tensor held_;
   std::vector<at::Tensor> bends_;      // before the tangents
   std::vector<at::Tensor> gradients_;  // that wait for second adjoints

@@ -217,7 +217,7 @@ def _adjoint_flop(a: Tensor, weights: list[Tensor], *_, out_val: Any) -> int:
 
 
 def _tangent_flop(t: Tensor, held: Tensor, room: Tensor, weights: list[Tensor], *_, out_val: Any) -> int:
-    result, gradients = out_val
+    result, gradients, _ = out_val
     pushed = weights if result.numel() else weights[:-1]
     return 2 * t.shape[0] * sum(tensor.numel() for tensor in (*pushed, *gradients))
 

@@ -120,12 +120,12 @@ def sweeps_agree(rows, weights, deciders, gates, factors, saved=(), curves=(), *
     _, held, bends = adjoints
     t = torch.randn(rows, weights[0].shape[0], dtype=dtype)
     (tangents, written), (plain, also) = both(
-        "dense_tangent", *(t, held, rooms(rows, weights[:-1]), *layered, bends, wanted, through)
+        "dense_tangent", *(t, held, rooms(rows, weights[:-1]), *layered, bends, wanted, through, None, [], 0)
     )
     all_close(tangents, plain)
     if through:  # of what is at the top there is no tangent otherwise
         all_close(written[1], also[1])
-    _, gradients = tangents
+    _, gradients, _ = tangents
     for i, gradient in enumerate(gradients):
         assert gradient.numel() == (weights[i].numel() if wanted >> i & 1 else 0)
     bends = written[1]
@@ -198,10 +198,31 @@ def test_any_size(rows, widths, dtype):
 @pytest.mark.parametrize("storage", ["columns", "rows", "gaps"])
 def test_weights_lie_in_memory_as_they_like_and_gradients_as_they_do(storage, dtype):
     weights, deciders, gates, factors = layers(9, (7, 20, 18), "relu", dtype, storage)
-    _, (_, gradients), _ = sweeps_agree(9, weights, deciders, gates, factors)
+    _, (_, gradients, _), _ = sweeps_agree(9, weights, deciders, gates, factors)
     for weight, gradient in zip(weights, gradients, strict=True):
         assert gradient.t().is_contiguous() if storage == "columns" else gradient.is_contiguous()
         assert gradient.shape == weight.shape
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("through", [False, True])
+@pytest.mark.parametrize("rows", [1, 17, 300])
+def test_gradients_in_proportion(rows, through, dtype):
+    """Of the tangents plus ratio x, and sums of the adjoints times ratio; where they are asked for."""
+    weights, deciders, gates, factors = layers(rows, (5, 9, 40, 3), "leaky relu", dtype, scaled=True)
+    held = torch.randn(rows * 52, dtype=dtype)
+    t, ratio = torch.randn(rows, 5, dtype=dtype), torch.randn(rows, dtype=dtype)
+    inputs = [torch.randn(rows, 5, dtype=dtype), torch.empty(0, dtype=dtype), torch.randn(rows, 40, dtype=dtype)]
+    room = rooms(rows, [*weights[:-1], weights[0].t()])
+    layered = (weights, deciders, gates, [], [], factors)
+    (found, _), (plain, _) = both("dense_tangent", *(t, held, room, *layered, [], 0b111, through, ratio, inputs, 0b110))
+    all_close(found, plain)
+    _, gradients, sums = found
+    assert [len(s) for s in sums] == [0, 40, 3] and all(g.numel() for g in gradients)
+    top = held[-rows * 3 :].view(rows, 3)
+    close(sums[2], ratio @ top)
+    lowest = held[: rows * 9].view(rows, 9)
+    close(gradients[0], (t + ratio[:, None] * inputs[0]).t() @ lowest)
 
 
 @pytest.mark.parametrize("wanted", [0, 0b001, 0b100, 0b101])
@@ -290,7 +311,7 @@ def test_arguments_that_do_not_belong_together_are_refused():
     layered = (weights, deciders, gates, [], [], factors, [])
     t, held = torch.ones(4, 3, dtype=torch.float64), torch.ones(68, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="room for 16 elements of tangents, not 64"):
-        ops.dense_tangent(t, held, rooms(1, weights[:-1]), *layered, 7, False)
+        ops.dense_tangent(t, held, rooms(1, weights[:-1]), *layered, 7, False, None, [], 0)
     with pytest.raises(RuntimeError, match="room for 0 elements of second adjoints, not 68"):
         ops.dense_second(a, none, *layered, [], [], 7, False)
     with pytest.raises(RuntimeError, match="no second adjoints, or 0 gradients for 0 inputs"):
@@ -310,7 +331,7 @@ def test_values_of_other_sizes_are_refused():
     with pytest.raises(RuntimeError, match=r"\[4, 5\] above \[8, 1\]"):
         ops.dense_second(ones(4, 5), ones(36), *layered, [], [], [], 3, True)
     with pytest.raises(RuntimeError, match=r"a bend of \[4, 7\] for 4 rows of 8"):
-        ops.dense_tangent(ones(4, 3), ones(36), ones(32), *layered, [ones(4, 7)], 3, True)
+        ops.dense_tangent(ones(4, 3), ones(36), ones(32), *layered, [ones(4, 7)], 3, True, None, [], 0)
     with pytest.raises(RuntimeError, match=r"\[5, 3\] with strides \[3, 1\] for 4 rows of 3"):
         ops.dense_second(ones(4, 1), ones(36), *layered, [], [ones(5, 3)], [ones(3, 8)], 3, True)
     for gradient in (ones(3, 7), ones(8, 3).t() if weights[0].is_contiguous() else ones(3, 8)):
@@ -318,7 +339,7 @@ def test_values_of_other_sizes_are_refused():
             ops.dense_second(ones(4, 1), ones(36), *layered, [], [ones(4, 3)], [gradient], 3, True)
     for columns, held in [(2, 36), (3, 35)]:
         with pytest.raises(RuntimeError, match=rf"\[4, {columns}\] below \[3, 8\], with \[{held}\] adjoints"):
-            ops.dense_tangent(ones(4, columns), ones(held), ones(32), *layered, [], 3, True)
+            ops.dense_tangent(ones(4, columns), ones(held), ones(32), *layered, [], 3, True, None, [], 0)
 
 
 # When the tape takes them.
@@ -519,12 +540,40 @@ def test_low_precision(name, rows):
     agree_low(make, points(rows), torch.float32)
 
 
+@fast
+@pytest.mark.parametrize("rows", [16, 33, 300])
 @pytest.mark.parametrize("above", [nn.Sigmoid, Sine])
-def test_below_scores_that_bend_alone_layers_are_apart(above):
-    """Their second adjoints are in proportion to the adjoints, which a run does not know."""
+def test_below_scores_that_bend_alone(above, rows):
+    """Their second adjoints are in proportion to the adjoints: two calls."""
     critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU()), above())
-    agree(critic, points(), critic.parameters(), rule="linear")
-    assert runs_of(critic, points()) == 0
+    agree(critic, points(rows), critic.parameters(), rule="linear")
+    with Operators() as operators:
+        gpfast.gradient_penalty(critic, points(rows), points(rows)).backward()
+    assert operators.seen["gpfast.dense_tangent"] == 1 and not operators.seen["gpfast.dense_second"]
+
+
+@fast
+def test_below_scores_that_bend_alone_with_rows_of_their_own():
+    body = mlp(nn.ReLU(), nn.LeakyReLU(0.1))
+    body[0].bias.requires_grad_(False)
+    body[2].weight.requires_grad_(False)
+
+    def critic(x):
+        return body(x.flatten(0, 1)).view(6, 5).mean(1).sigmoid()
+
+    x = torch.randn(6, 5, 4, dtype=torch.float64)
+    agree(critic, x, body.parameters(), rule="linear")
+    assert runs_of(critic, x) == 1
+
+
+@fast
+def test_below_scores_that_bend_alone_runs_round_no_more():
+    def make(dtype):
+        torch.manual_seed(5)
+        critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU()), nn.Sigmoid()).to(dtype)
+        return critic, list(critic.parameters())
+
+    agree_low(make, points(200), torch.float32)
 
 
 class Scaled(nn.Module):

@@ -137,7 +137,7 @@ class Matmul final : public Rule {
     const auto &left = factors_[kLeft], &right = factors_[kRight];
     const bool plain = left.live && !right.live && !live_addend() && left.vector < 0 && right.vector < 0 && alpha_.equal(1);
     if (!plain) return {};
-    const bool sums = place.bent && wanted_addend();
+    const bool sums = (place.bent || place.proportional) && wanted_addend();
     if (sums && !alike_in_rows()) return {};
     return {.weight = right.value, .wanted = right.wanted, .input = meets_second(kRight) ? left.value : Tensor(), .sums = sums};
   }

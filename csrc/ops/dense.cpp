@@ -89,8 +89,9 @@ int64_t columns_of(const DenseLayers& layers) {
 // for all of them. They are the caller's to hold, so that whoever counts memory sees them.
 int64_t rows_of_block(int64_t rows) { return std::min<int64_t>(rows, kBlock * at::get_num_threads()); }
 
-int64_t room_for_tangents(int64_t rows, const DenseLayers& layers) {
-  return rows_of_block(rows) * (columns_of(layers) - layers.back().weight.size(1));
+int64_t room_for_tangents(int64_t rows, const DenseLayers& layers, bool ratio) {
+  const int64_t own = ratio ? layers.front().weight.size(0) : 0;
+  return rows_of_block(rows) * (own + columns_of(layers) - layers.back().weight.size(1));
 }
 
 // Second adjoints arrive at layers [begin, end) and start as the bend of layer `end`, where there is one.
@@ -152,22 +153,24 @@ std::tuple<Tensor, Tensor> adjoint_plain(const Tensor& a, DenseLayers& layers) {
   return {z, at::cat(held)};
 }
 
-std::tuple<Tensor, Tensors> tangent_plain(const Tensor& t, const Tensor& held, const Tensor& /*room*/, const DenseLayers& layers,
-                                          bool through) {
-  Tensors gradients(layers.size());
+std::tuple<Tensor, Tensors, Tensors> tangent_plain(const Tensor& t, const Tensor& held, const Tensor& /*room*/,
+                                                   const DenseLayers& layers, bool through, const Tensor& ratio) {
+  Tensors gradients(layers.size()), sums(layers.size(), none(t));
   Tensor z = t;
   int64_t begin = 0;
   for (size_t i = 0; i < layers.size(); ++i) {
     const auto& layer = layers[i];
     const auto adjoint = held.slice(0, begin, begin + t.size(0) * layer.weight.size(1)).view({t.size(0), layer.weight.size(1)});
     begin += adjoint.numel();
-    gradients[i] = layer.wanted ? gradient_plain(z, adjoint, layer.weight) : none(t);
+    const bool meets = ratio.defined() && layer.input.defined();
+    gradients[i] = layer.wanted ? gradient_plain(meets ? z + ratio.unsqueeze(1) * layer.input : z, adjoint, layer.weight) : none(t);
+    if (ratio.defined() && layer.sums) sums[i] = (ratio.unsqueeze(1) * adjoint).sum(0);
     if (i + 1 == layers.size() && !through) continue;
     z = at::mm(z, layer.weight);
     if (layer.bend.defined()) layer.bend.mul_(z);
     z = between_plain(z, layer);
   }
-  return {through ? z : none(t), gradients};
+  return {through ? z : none(t), gradients, sums};
 }
 
 std::tuple<Tensor, Tensors> second_plain(const Tensor& b, const Tensor& /*room*/, const DenseLayers& layers,
@@ -217,10 +220,11 @@ struct Layer {
   T* held = nullptr;           // adjoints of the product, (rows, out)
   const T* tangent = nullptr;  // of the input, (rows, in)
   Matrix<const T> input{};
+  const T* ratio = nullptr;  // a number a row
   T* second = nullptr;    // second adjoints of the product, (rows, out): the bend itself where they begin
   T* gradient = nullptr;  // null where none is wanted
   bool columns = false;   // the gradient's
-  T* sums = nullptr;      // of the second adjoints over the rows
+  T* sums = nullptr;      // of the second adjoints over the rows, or of the adjoints times ratio
 };
 template <typename T>
 using Layers = std::vector<Layer<T>>;
@@ -387,6 +391,7 @@ void advance(Layers<T>& layers, int64_t by) {
     for (auto* rows : {&layer.decider, &layer.saved, &layer.factor, &layer.input}) move(*rows);
     for (auto* rows : {&layer.held, &layer.bend})
       if (*rows) *rows += by * layer.out;
+    if (layer.ratio) layer.ratio += by;
   }
 }
 
@@ -435,30 +440,39 @@ void in_blocks(Layers<T>& each, const DenseLayers& layers, int64_t rows, const B
   }
 }
 
-std::tuple<Tensor, Tensors> tangent_fast(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
-                                         bool through) {
+std::tuple<Tensor, Tensors, Tensors> tangent_fast(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
+                                                  bool through, const Tensor& ratio) {
   const int64_t rows = t.size(0);
   check_below(t, held, layers);
   auto out = through ? empty({rows, layers.back().weight.size(1)}, t) : empty({0}, t);
   Tensors gradients(layers.size());
-  for (size_t i = 0; i < layers.size(); ++i) gradients[i] = layers[i].wanted ? gradient_for(layers[i].weight) : empty({0}, t);
+  Tensors sums(layers.size());
+  for (size_t i = 0; i < layers.size(); ++i) {
+    gradients[i] = layers[i].wanted ? gradient_for(layers[i].weight) : empty({0}, t);
+    sums[i] = empty({ratio.defined() && layers[i].sums ? layers[i].weight.size(1) : 0}, t);
+  }
   AT_DISPATCH_FLOATING_TYPES(t.scalar_type(), "dense_tangent", [&] {
     auto each = pointers<scalar_t>(layers, held, rows);
-    Room<scalar_t> next(room, room_for_tangents(rows, layers), "tangents");
+    Room<scalar_t> next(room, room_for_tangents(rows, layers, ratio.defined()), "tangents");
     for (size_t i = 0; i < each.size(); ++i) {
       if (layers[i].wanted) place_gradient(each[i], layers[i].weight, gradients[i]);
       if (i > 0) each[i].tangent = next.take(rows_of_block(rows) * each[i].in);
+      if (!ratio.defined()) continue;
+      each[i].ratio = ratio.const_data_ptr<scalar_t>();
+      if (sums[i].numel()) each[i].sums = sums[i].mutable_data_ptr<scalar_t>();
     }
+    auto* own = ratio.defined() ? next.take(rows_of_block(rows) * each[0].in) : nullptr;
     scalar_t* last = nullptr;
-    const auto begin = [&](int64_t from, int64_t) {
+    const auto begin = [&](int64_t from, int64_t n) {
       each[0].tangent = t.const_data_ptr<scalar_t>() + from * each[0].in;
+      if (own) each[0].tangent = std::copy_n(each[0].tangent, n * each[0].in, own) - n * each[0].in;
       if (through) last = out.mutable_data_ptr<scalar_t>() + from * each.back().out;
     };
     in_blocks(each, layers, rows, begin, [&](int64_t begin, int64_t end) {
       wide() ? avx512::tangents(each, last, begin, end) : avx2::tangents(each, last, begin, end);
     });
   });
-  return {std::move(out), std::move(gradients)};
+  return {std::move(out), std::move(gradients), std::move(sums)};
 }
 
 std::tuple<Tensor, Tensors> second_fast(const Tensor& b, const Tensor& room, const DenseLayers& layers, const Tensors& gradients,
@@ -501,9 +515,9 @@ bool fits(const Tensor& z) { return dense_is_fast() && (!z.defined() || z.is_con
 std::tuple<Tensor, Tensor> adjoint_cpu(const Tensor& a, DenseLayers& layers) {
   return fits(a) ? adjoint_fast(a, layers) : adjoint_plain(a, layers);
 }
-std::tuple<Tensor, Tensors> tangent_cpu(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
-                                        bool through) {
-  return fits(t) ? tangent_fast(t, held, room, layers, through) : tangent_plain(t, held, room, layers, through);
+std::tuple<Tensor, Tensors, Tensors> tangent_cpu(const Tensor& t, const Tensor& held, const Tensor& room, const DenseLayers& layers,
+                                                 bool through, const Tensor& ratio) {
+  return fits(t) ? tangent_fast(t, held, room, layers, through, ratio) : tangent_plain(t, held, room, layers, through, ratio);
 }
 std::tuple<Tensor, Tensors> second_cpu(const Tensor& b, const Tensor& room, const DenseLayers& layers, const Tensors& gradients,
                                        bool through) {
@@ -530,17 +544,22 @@ std::tuple<Tensor, Tensor, Tensors> adjoint_op(const Tensor& a, at::TensorList w
   return {std::move(input), std::move(held), std::move(bends)};
 }
 
+using Maybe = std::optional<Tensor>;
+
 template <auto kernel>
-std::tuple<Tensor, Tensors> tangent_op(const Tensor& t, const Tensor& held, const Tensor& room, at::TensorList weights,
-                                       at::TensorList deciders, Numbers gates, at::TensorList saved, Numbers curves,
-                                       at::TensorList factors, at::TensorList bends, int64_t wanted, bool through) {
+std::tuple<Tensor, Tensors, Tensors> tangent_op(const Tensor& t, const Tensor& held, const Tensor& room, at::TensorList weights,
+                                                at::TensorList deciders, Numbers gates, at::TensorList saved, Numbers curves,
+                                                at::TensorList factors, at::TensorList bends, int64_t wanted, bool through,
+                                                const Maybe& ratio, at::TensorList inputs, int64_t sums) {
   auto layers = layers_of(weights, deciders, gates, saved, curves, factors);
   place(bends, layers, &DenseLayer::bend, "bends");
   place(wanted, layers, &DenseLayer::wanted);
-  return kernel(t, held, room, layers, through);
+  place(inputs, layers, &DenseLayer::input, "inputs");
+  place(sums, layers, &DenseLayer::sums);
+  TORCH_CHECK(!ratio || (ratio->is_contiguous() && ratio->numel() == t.size(0) && ratio->scalar_type() == t.scalar_type()),
+              "gpfast::dense: a ratio of ", ratio->sizes(), " for ", t.size(0), " rows");
+  return kernel(t, held, room, layers, through, ratio.value_or(Tensor()));
 }
-
-using Maybe = std::optional<Tensor>;
 
 template <auto kernel>
 std::tuple<Tensor, Tensors> second_op(const Maybe& b, const Tensor& room, at::TensorList weights, at::TensorList deciders,
@@ -626,11 +645,14 @@ std::tuple<Tensor, Tensor> dense_adjoint(const Tensor& a, DenseLayers& layers) {
   return {std::move(input), std::move(held)};
 }
 
-std::tuple<Tensor, Tensors> dense_tangent(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through) {
+std::tuple<Tensor, Tensors, Tensors> dense_tangent(const Tensor& t, const Tensor& held, const DenseLayers& layers, bool through,
+                                                   const Tensor& ratio) {
   static const auto op = find<decltype(tangent_op<&tangent_plain>)>("gpfast::dense_tangent");
   const Arguments is(layers);
-  const auto room = at::empty({room_for_tangents(t.size(0), layers)}, t.options());
-  return op.call(t, held, room, is.weights, is.deciders, is.gates, is.saved, is.curves, is.factors, is.bends, is.wanted, through);
+  const bool any = ratio.defined();
+  const auto room = at::empty({room_for_tangents(t.size(0), layers, any)}, t.options());
+  return op.call(t, held, room, is.weights, is.deciders, is.gates, is.saved, is.curves, is.factors, is.bends, is.wanted, through,
+                 any ? Maybe(ratio) : std::nullopt, any ? is.inputs : Tensors(), any ? is.sums : 0);
 }
 
 std::tuple<Tensor, Tensors> dense_second(const Tensor& b, const DenseLayers& layers, const Tensors& gradients, bool through) {
@@ -648,7 +670,8 @@ TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("dense_adjoint(Tensor a, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] saved, float[] curves,"
         " Tensor[] factors) -> (Tensor input, Tensor held, Tensor[] bends)");
   m.def("dense_tangent(Tensor t, Tensor held, Tensor(a!) room, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] saved,"
-        " float[] curves, Tensor[] factors, Tensor(b!)[] bends, int wanted, bool through) -> (Tensor result, Tensor[] gradients)");
+        " float[] curves, Tensor[] factors, Tensor(b!)[] bends, int wanted, bool through, Tensor? ratio, Tensor[] inputs, int sums)"
+        " -> (Tensor result, Tensor[] gradients, Tensor[] sums)");
   m.def("dense_second(Tensor? b, Tensor(a!) room, Tensor[] weights, Tensor[] deciders, float[] gates, Tensor[] saved,"
         " float[] curves, Tensor[] factors, Tensor[] bends, Tensor[] inputs, Tensor(b!)[] gradients, int sums, bool through)"
         " -> (Tensor input, Tensor[] sums)");

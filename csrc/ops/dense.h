@@ -22,8 +22,9 @@ struct DenseLayer {
   at::Tensor factor;    // (rows, out)
   at::Tensor bend;      // (rows, out): c a, with phi's second derivative c, until the tangent makes it c a t
   bool wanted = false;  // the weight's gradient
-  at::Tensor input;     // x, where second adjoints come and that is wanted
-  bool sums = false;    // theirs over the rows are wanted
+  // Where second adjoints come, or are the adjoints times a ratio:
+  at::Tensor input;   // x, where the weight's gradient is wanted
+  bool sums = false;  // theirs over the rows are wanted
 };
 using DenseLayers = std::vector<DenseLayer>;
 
@@ -32,9 +33,12 @@ using DenseLayers = std::vector<DenseLayer>;
 std::tuple<at::Tensor, at::Tensor> dense_adjoint(const at::Tensor& a, DenseLayers& layers);
 // t: the tangent of the input, (rows, in), contiguous. Returns that of the result, with no elements unless `through`; and of x's
 // tangent and the product's adjoint a gradient for each weight that is wanted, which lies in memory as the weight does. Bends are
-// changed.
-std::tuple<at::Tensor, std::vector<at::Tensor>> dense_tangent(const at::Tensor& t, const at::Tensor& held,
-                                                              const DenseLayers& layers, bool through);
+// changed. ratio: of second adjoints to adjoints, a number a row, or undefined: gradients are then of x's tangent plus ratio x, and
+// sums of the adjoints times ratio, with no elements where they are not wanted.
+using DenseGradients = std::vector<at::Tensor>;
+std::tuple<at::Tensor, DenseGradients, std::vector<at::Tensor>> dense_tangent(const at::Tensor& t, const at::Tensor& held,
+                                                                              const DenseLayers& layers, bool through,
+                                                                              const at::Tensor& ratio);
 // b: the second adjoint of the result, (rows, out), contiguous; it or a bend is there. Returns that of the input and the sums, each
 // with no elements where nothing arrives; the input's none unless `through`. To the gradient of each weight whose layer has its
 // input is added what is of x and the second adjoint.

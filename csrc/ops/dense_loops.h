@@ -243,6 +243,22 @@ GPFAST_LOOPS void adjoint_rows(const Layers<T>& layers, T* out, int64_t begin, i
   }
 }
 
+// z += factor by
+template <typename T>
+GPFAST_LOOPS void plus_times(T* __restrict__ z, T factor, const T* __restrict__ by, int64_t n) {
+  for (int64_t j = 0; j < n; ++j) z[j] += factor * by[j];
+}
+
+// What gradients are of: the tangents plus ratio x.
+template <typename T>
+GPFAST_LOOPS void meet_ratio(const Layers<T>& layers, int64_t begin, int64_t end) {
+  for (const auto& layer : layers) {
+    if (!layer.ratio || !layer.input.at) continue;
+    for (int64_t i = begin; i < end; ++i)
+      plus_times(const_cast<T*>(layer.tangent) + i * layer.in, layer.ratio[i], layer.input(i, 0), layer.in);
+  }
+}
+
 // Rows of the tangents that the layers above read; last: of the result's too, or null.
 template <typename T>
 GPFAST_LOOPS void tangent_rows(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {
@@ -282,14 +298,17 @@ GPFAST_LOOPS void second_rows(const Layers<T>& layers, T* out, int64_t begin, in
   }
 }
 
-// Over the rows, of columns [begin, end), or what the sums hold and that.
+// Over the rows, of columns [begin, end), or what the sums hold and that. by: a factor for each row, or null.
 template <typename T>
-GPFAST_LOOPS void sum_rows(const T* z, int64_t step, T* sums, int64_t rows, int64_t begin, int64_t end, bool onto) {
+GPFAST_LOOPS void sum_rows(const T* z, const T* by, int64_t step, T* sums, int64_t rows, int64_t begin, int64_t end, bool onto) {
   for (int64_t j = begin; j < end; j += kPanel<T>) {
     const int64_t width = std::min(kPanel<T>, end - j);
     for (int64_t i = 0; i < rows; i += kDeep) {
       T part[kPanel<T>] = {};
-      for (int64_t k = i; k < std::min(rows, i + kDeep); ++k) plus(part, z + k * step + j, width);
+      for (int64_t k = i; k < std::min(rows, i + kDeep); ++k) {
+        if (by) plus_times(part, by[k], z + k * step + j, width);
+        else plus(part, z + k * step + j, width);
+      }
       for (int64_t l = 0; l < width; ++l) sums[j + l] = onto || i > 0 ? sums[j + l] + part[l] : part[l];
     }
   }
@@ -312,7 +331,8 @@ GPFAST_LOOPS void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t p
   for (const auto& layer : layers) {
     if (layer.sums) {
       const Share columns(layer.out, part, parts);
-      sum_rows(layer.second, layer.out, layer.sums, rows, columns.begin, columns.end, !first);
+      const T* z = layer.second ? layer.second : layer.held;
+      sum_rows(z, layer.ratio, layer.out, layer.sums, rows, columns.begin, columns.end, !first);
     }
     const int64_t height = layer.columns ? layer.out : layer.in, width = layer.columns ? layer.in : layer.out;
     const Share share(height, part, parts);
@@ -331,6 +351,7 @@ GPFAST_LOOPS void gradient_rows(const Layers<T>& layers, int64_t rows, int64_t p
   }                                                                                                     \
   GPFAST_TARGET void tangents(const Layers<T>& layers, T* last, int64_t begin, int64_t end) {           \
     tangent_rows(layers, last, begin, end);                                                             \
+    meet_ratio(layers, begin, end);                                                                     \
   }                                                                                                     \
   GPFAST_TARGET void seconds(const Layers<T>& layers, T* out, int64_t begin, int64_t end) {             \
     second_rows(layers, out, begin, end);                                                               \
