@@ -139,11 +139,12 @@ at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool
 }
 
 at::Tensor DenseRun::second(const at::Tensor& b, std::vector<Step>& steps, bool keep) {
+  if (!meets_second()) return {};
   at::Tensor input;
   std::vector<at::Tensor> sums(layers_.size());
   const auto bends = [](const DenseLayer& layer) { return layer.bend.defined(); };
   const bool any = b.defined() || std::any_of(layers_.begin(), layers_.end(), bends);
-  if (any && meets_second()) {
+  if (any) {
     for (size_t i = 0; i < layers_.size(); ++i)
       if (layers_[i].input.defined() && !gradients_[i].defined()) gradients_[i] = at::zeros_like(layers_[i].weight);
     std::tie(input, sums) = dense_second(b.defined() ? b.contiguous() : b, layers_, gradients_, back_);

@@ -567,6 +567,27 @@ def test_below_scores_that_bend_alone_with_rows_of_their_own():
 
 
 @fast
+@pytest.mark.parametrize("above", [(), (nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 18), nn.ELU(), nn.Linear(18, 1))])
+def test_below_scores_that_bend_alone_sweeps_run_again(above):
+    """Also where what bends is a run itself."""
+    critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU()), nn.Tanh(), *above).double()
+    x, alpha = points(40), torch.rand(40, dtype=torch.float64)
+    assert runs_of(critic, x) == (2 if above else 1)
+
+    def gradients(engine, times):
+        critic.zero_grad()
+        value = gpfast.gradient_penalty(critic, x, x.flip(0), alpha=alpha, reduction="none", engine=engine)
+        for _ in range(times):
+            value.square().sum().backward(retain_graph=True)
+        return [torch.zeros_like(p) if p.grad is None else p.grad / times for p in critic.parameters()]
+
+    expected = gradients("reference", 1)
+    for times in (1, 2):
+        for one, right in zip(gradients("tape", times), expected, strict=True):
+            torch.testing.assert_close(one, right)
+
+
+@fast
 def test_below_scores_that_bend_alone_runs_round_no_more():
     def make(dtype):
         torch.manual_seed(5)
