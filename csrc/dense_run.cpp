@@ -37,7 +37,8 @@ bool rows_follow(const at::Tensor& matrix) { return matrix.size(1) == 1 || matri
 
 }  // namespace
 
-std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t top, size_t made) {
+std::unique_ptr<DenseRun> DenseRun::from(const Plan& plan, size_t top, size_t made) {
+  const auto& steps = plan.steps;
   const auto& a = steps[top].a[0];
   if (steps[top].a.size() != 1 || !a.defined() || !dense_is_fast() || launched(a) || !fits(a, a)) return nullptr;
   if (a.scalar_type() != at::kFloat && a.scalar_type() != at::kDouble) return nullptr;
@@ -48,7 +49,7 @@ std::unique_ptr<DenseRun> DenseRun::from(const std::vector<Step>& steps, size_t 
   run->through_ = steps[top].place.tangent;
   run->proportional_ = steps[top].place.proportional;
   // They may send second adjoints to values of a run.
-  const bool custom = std::any_of(steps.begin(), steps.begin() + made + 1, [](const Step& step) { return step.custom; });
+  const bool custom = plan.lowest_custom <= made;
   DenseLayer next;  // what lies above the product that comes next
   for (size_t at = top;; --at) {
     const auto& step = steps[at];
@@ -109,9 +110,7 @@ bool DenseRun::meets_second() const {
 // Of Rule::ratio, a number a row.
 at::Tensor DenseRun::ratio(const std::vector<Step>& steps, int64_t rows) const {
   const auto& ratio = steps[products_.front()].rule->ratio;
-  if (!ratio.defined()) return ratio;
-  const int64_t samples = ratio.numel();
-  return ratio.reshape({samples, 1}).expand({samples, rows / samples}).reshape({rows}).contiguous();
+  return ratio.defined() ? over_rows(ratio, rows).contiguous() : ratio;
 }
 
 at::Tensor DenseRun::tangent(const at::Tensor& t, std::vector<Step>& steps, bool keep) {

@@ -11,7 +11,7 @@ class DenseRun {
  public:
   // The run that begins with step `top`, whose adjoint is there, and goes down to step `made` at most; null where none does. All of
   // its rules are made.
-  static std::unique_ptr<DenseRun> from(const std::vector<Step>& steps, size_t top, size_t made);
+  static std::unique_ptr<DenseRun> from(const Plan& plan, size_t top, size_t made);
 
   size_t top() const { return top_; }
   size_t bottom() const { return bottom_; }

@@ -102,8 +102,10 @@ class Reader {
     index_[node.get()] = static_cast<int>(plan_.steps.size());
     auto& step = plan_.steps.emplace_back();
     step.node = node;
-    step.custom = is_python(*node);
-    if (step.custom) know_by_name(step);
+    if (is_python(*node)) {
+      plan_.lowest_custom = std::min(plan_.lowest_custom, plan_.steps.size() - 1);
+      know_by_name(step);
+    }
     auto& place = step.place;
     place.node = node.get();
     place.outputs = node->num_inputs();

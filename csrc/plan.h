@@ -44,7 +44,6 @@ struct Step {
   bool awaits_second = false;  // a second adjoint may arrive although no adjoint does
   bool sink = false;  // one of Plan::sinks
   at::Tensor held;    // the output's adjoint, whose multiple by Rule::ratio will be the second adjoint
-  bool custom = false;  // a Function written in Python, whose derivative may depend on values it was not given
   std::vector<Escape> escapes;  // of a step that runs alone
 };
 
@@ -55,6 +54,7 @@ struct Plan {
   edge_list sides;  // the parameter side: distinct edges that leave the live nodes
   std::vector<Source> roots;  // the outputs; step is -1 where an output does not depend on the points
   bool half = false;          // some of it is in float16, whose range is short
+  size_t lowest_custom = SIZE_MAX;  // step of a Function written in Python, whose derivative may depend on values it was not given
   // DistributedDataParallel's marks in the graph of what it returns: identities, whose call in the backward pass that reaches the
   // parameters tells it to reduce their gradients at its end.
   std::vector<NodePtr> sinks;

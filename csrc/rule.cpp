@@ -122,14 +122,18 @@ void accumulate(at::Tensor& into, at::Tensor value) {
   }
 }
 
+at::Tensor over_rows(const at::Tensor& numbers, int64_t rows) {
+  const int64_t samples = numbers.numel();
+  return (rows == samples ? numbers : numbers.reshape({samples, 1}).expand({samples, rows / samples})).reshape({rows});
+}
+
 namespace {
 
 // To be broadcast against z.
 at::Tensor along_samples(const at::Tensor& numbers, const at::Tensor& z) {
-  const int64_t samples = numbers.numel(), share = z.size(0) / samples;
   Sizes sizes{z.size(0)};
   while (static_cast<int64_t>(sizes.size()) < z.dim()) sizes.push_back(1);
-  return (share == 1 ? numbers : numbers.reshape({samples, 1}).expand({samples, share})).reshape(sizes);
+  return over_rows(numbers, z.size(0)).view(sizes);
 }
 
 }  // namespace

@@ -145,6 +145,8 @@ bool launched(const at::Tensor& tensor);
 constexpr int64_t kWorthALaunch = 64 << 20;
 // From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
+// A number for each of so many rows, from one a sample, which have equal shares of them.
+at::Tensor over_rows(const at::Tensor& numbers, int64_t rows);
 // t + ratio h, sample by sample: a number for each, which have equal shares of dimension 0. In place where t is ours.
 at::Tensor with_ratio(at::Tensor t, const at::Tensor& ratio, const at::Tensor& h);
 // ratio z

@@ -67,6 +67,7 @@ Ints integers(const std::vector<c10::SymInt>& values) {
   for (const auto& value : values) out.push_back(integer(value));
   return out;
 }
+
 // on<ReluBackward0>(table, [](auto& node, const Place& place) -> Made { ... });
 template <typename T, typename F>
 void on(Table& table, F) {
@@ -1181,10 +1182,6 @@ const Table& table() {
 }
 
 thread_local bool enabled = true;
-
-}  // namespace
-
-namespace {
 
 // What is linear sample by sample
 

@@ -240,7 +240,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
 // gradients that are there, which a run would hold its own beside.
 bool Tape::adjoint_of_run(size_t top, variable_list& gradients) {
   if (watched_.on() || adding_) return false;
-  auto run = DenseRun::from(plan_.steps, top, made_);
+  auto run = DenseRun::from(plan_, top, made_);
   if (!run) return false;
   auto& bottom = plan_.steps[run->bottom()];
   Values out(bottom.place.inputs.size());
@@ -484,12 +484,11 @@ void Tape::end_tangent(Step& step, variable_list& grads) {
 
 void Tape::run_second(Step& step, variable_list& grads) {
   Values out;
-  const bool multiples = takes_multiples(step);
-  if (multiples && step.held.defined() && step.rule->ratio.defined()) {
+  if (step.held.defined()) {
     Plain plain;
-    step.b[0] = by_ratio(step.rule->ratio, step.held);
+    if (step.rule->ratio.defined()) step.b[0] = by_ratio(step.rule->ratio, step.held);
+    if (!step.rule->keep) step.held.reset();
   }
-  if (multiples && !step.rule->keep) step.held.reset();
   if (step.alone) {
     out = step.rule->second(std::move(step.b));
   } else {

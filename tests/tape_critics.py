@@ -14,6 +14,21 @@ from gpfast import reference
 ENGINES = ("tape", "alone", "autograd")
 
 
+class KeepsTensors(torch.autograd.Function):
+    """h * h, whose derivative reads a tensor that it was not given as an input."""
+
+    @staticmethod
+    def forward(ctx, h, holder):
+        ctx.holder = holder
+        ctx.save_for_backward(h)
+        return h * h
+
+    @staticmethod
+    def backward(ctx, grad):
+        (h,) = ctx.saved_tensors
+        return 2 * h * grad * torch.sin(ctx.holder[0]), None
+
+
 class Critic(nn.Module):
     """`forward(critic, x)` with two layers, 6 -> 5 -> 1, a scale, and whatever `parts` are given."""
 

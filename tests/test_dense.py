@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tape_checks import agree, agree_low, tape_gradients
+from tape_critics import KeepsTensors
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
@@ -763,21 +764,6 @@ def test_second_adjoints_without_tangents(between):
     expected = torch.autograd.grad(critic(x).tanh().sum(), parameters)
     for one, right in zip(ours, expected, strict=False):
         torch.testing.assert_close(one, right)
-
-
-class KeepsTensors(torch.autograd.Function):
-    """Its derivative reads a tensor that it was not given as an input."""
-
-    @staticmethod
-    def forward(ctx, h, holder):
-        ctx.holder = holder
-        ctx.save_for_backward(h)
-        return h * h
-
-    @staticmethod
-    def backward(ctx, grad):
-        (h,) = ctx.saved_tensors
-        return 2 * h * grad * torch.sin(ctx.holder[0]), None
 
 
 class Keeps(nn.Module):

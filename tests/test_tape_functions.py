@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from tape_critics import ENGINES, Critic, agrees, data, outcome, refuses
+from tape_critics import ENGINES, Critic, KeepsTensors, agrees, data, outcome, refuses
 from torch.autograd.function import once_differentiable
 
 
@@ -149,21 +149,6 @@ def test_gradients_that_are_none():
     agrees(lambda m, x: m.last(Unmaterialized.apply(m.first(x), torch.sigmoid(m.first(x)))[0]))
     agrees(lambda m, x: m.last(Unmaterialized.apply(m.first(x), m.scale.expand(len(x), 5))[1]))
     agrees(lambda m, x: m.last(Unmaterialized.apply(torch.cos(m.first(x)), m.first(x))[1]))
-
-
-class KeepsTensors(torch.autograd.Function):
-    """y = h * (h + c): its derivative reads a tensor that it was not given as an input."""
-
-    @staticmethod
-    def forward(ctx, h, holder):
-        ctx.holder = holder
-        ctx.save_for_backward(h)
-        return h * h
-
-    @staticmethod
-    def backward(ctx, grad):
-        (h,) = ctx.saved_tensors
-        return 2 * h * grad * torch.sin(ctx.holder[0]), None
 
 
 def keeps_a_parameter(m, x):
