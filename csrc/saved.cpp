@@ -35,6 +35,7 @@
 #include "nodes/softmax.h"
 #include "nodes/spectral.h"
 #include "nodes/trilinear.h"
+#include "sharing.h"
 
 namespace gpfast {
 namespace {
@@ -53,13 +54,16 @@ struct Reading {
 };
 thread_local Reading reading;
 
-at::Tensor noted(const SavedVariable& saved, at::Tensor read) {
+template <typename... Saver>
+at::Tensor read(const SavedVariable& saved, Saver... saver) {
+  const auto before = shared_unpacked();
+  auto read = saved.unpack(saver...);
   if (reading.versions) reading.versions->note(read);
-  reading.hooked |= saved.has_hooks();
+  reading.hooked |= saved.has_hooks() && shared_unpacked() == before;
   return read;
 }
-at::Tensor input(const SavedVariable& saved) { return noted(saved, saved.unpack()); }
-at::Tensor result(const SavedVariable& saved, Node& node) { return noted(saved, saved.unpack(node.getptr())); }
+at::Tensor input(const SavedVariable& saved) { return read(saved); }
+at::Tensor result(const SavedVariable& saved, Node& node) { return read(saved, node.getptr()); }
 int64_t integer(const c10::SymInt& value) { return value.guard_int(__FILE__, __LINE__); }
 Ints integers(const std::vector<c10::SymInt>& values) {
   Ints out;
@@ -1268,6 +1272,36 @@ const Conditions& conditions() {
   return all;
 }
 
+// What is held twice: sharing.h
+
+// The tensor that an operation saved, where it is the whole result of another; of a view, what it is a view of.
+at::Tensor saved_result(const SavedVariable& saved) {
+  if (saved.has_hooks()) return {};
+  auto tensor = saved.get_raw_data().value_or(at::Tensor());
+  return tensor.defined() && tensor.is_view() ? at::Tensor(tensor._base()) : tensor;
+}
+
+// Activations whose slope can be told from the result: wherever the input is above zero, or within the limits, so is the result.
+SavedVariable* replaceable(Node& node) {
+  if (typeid(node) == typeid(LeakyReluBackward0)) {
+    auto& leaky = static_cast<LeakyReluBackward0&>(node);
+    return leaky.negative_slope.toDouble() >= 0 ? &leaky.self_ : nullptr;
+  }
+  return typeid(node) == typeid(HardtanhBackward0) ? &static_cast<HardtanhBackward0&>(node).self_ : nullptr;
+}
+
+// Not a result that was written to since it was made, unseen by autograd: as it is now it may say something else.
+void share_below(const SavedVariable& saved, size_t least) {
+  const auto result = saved_result(saved);
+  if (!result.defined() || result.is_inference() || result._version() != 0 || result.nbytes() < least) return;
+  const auto* meta = torch::autograd::impl::get_autograd_meta(result);
+  auto* held = meta && meta->grad_fn_ ? replaceable(*meta->grad_fn_) : nullptr;
+  if (!held || held->has_hooks()) return;
+  const auto input = held->get_raw_data().value_or(at::Tensor());
+  const bool alike = input.defined() && input.grad_fn() && input.scalar_type() == result.scalar_type() && input.sizes() == result.sizes();
+  if (alike && !input.is_alias_of(result)) share(*held, result);
+}
+
 bool regroups(const Node& node) {
   const auto& type = typeid(node);
   return type == typeid(ViewBackward0) || type == typeid(UnsafeViewBackward0) || type == typeid(ReshapeAliasBackward0);
@@ -1301,6 +1335,13 @@ bool passes_ratio(const Node& node, const Place& place, int64_t samples) {
 bool knows_ratio(const Node& node) {
   const auto& type = typeid(node);
   return type == typeid(ConvolutionBackward0) || type == typeid(MmBackward0) || type == typeid(AddmmBackward0);
+}
+
+void share_inputs(const Node& made, size_t least) {
+  const auto& type = typeid(made);
+  if (type == typeid(ConvolutionBackward0)) share_below(static_cast<const ConvolutionBackward0&>(made).input_, least);
+  else if (type == typeid(AddmmBackward0)) share_below(static_cast<const AddmmBackward0&>(made).mat1_, least);
+  else if (type == typeid(MmBackward0)) share_below(static_cast<const MmBackward0&>(made).self_, least);
 }
 
 bool has_rule(const Node& node) { return enabled && table().count(typeid(node)); }

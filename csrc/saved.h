@@ -28,6 +28,9 @@ std::unique_ptr<Rule> rule_for(Node& node, const Place& place, Versions* version
 bool passes_ratio(const Node& node, const Place& place, int64_t samples);
 // Whether its rule takes Rule::ratio for second adjoints.
 bool knows_ratio(const Node& node);
+// Of a node just made, whose operation saved the result of an activation that saved its own input: that one holds the result
+// instead, of so many bytes at least.
+void share_inputs(const Node& made, size_t least);
 // Whether any rule is for nodes of this type.
 bool has_rule(const Node& node);
 // Whether the node is that of a matrix' transpose.

@@ -17,6 +17,7 @@ from gpfast.gradient_norm import penalty_of
 from gpfast.inputs import Structure, call_critic, named_tensors, pick_score
 from gpfast.options import Options
 from gpfast.points import Target, rooted
+from gpfast.tape import sharing
 
 
 class Call(NamedTuple):
@@ -55,7 +56,8 @@ class Call(NamedTuple):
         with_graph = torch.is_grad_enabled()
         torch._C._set_grad_enabled(True)
         try:
-            result = call_critic(self.critic, self.like, points, args, kwargs)
+            with sharing(points, takes_tape(self.options.engine)):
+                result = call_critic(self.critic, self.like, points, args, kwargs)
             scores = checked_score(result, self.output)
         except RuntimeError as error:
             if self.ours or not writes_to_its_input(error):

@@ -76,7 +76,8 @@ def input_gradient_loss(
         else:
             with torch.enable_grad():
                 points, targets = zip(*(rooted(x, False) for x in tensors_of(inputs)), strict=True)
-                y = outputs(points)
+                with tape.sharing(points, by_tape):
+                    y = outputs(points)
             targets = dict(zip(named, targets, strict=True))
             y, gradients = _outputs_and_gradients(y, points, targets, by_tape, derivatives)
             del points

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import warnings
 
@@ -31,6 +32,27 @@ class _RecomputedOnce:
     def __exit__(self, *error) -> None:
         if self.mine:
             torch._C._set_graph_exec_group(None)
+
+
+class _Sharing:
+    """Holds once what autograd saves twice of what is computed within (csrc/sharing.cpp)."""
+
+    __slots__ = ("handle",)
+
+    def __enter__(self) -> None:
+        self.handle = torch.ops.gpfast.begin_sharing.default(WORTH_SHARING)
+
+    def __exit__(self, *error) -> None:
+        torch.ops.gpfast.end_sharing.default(self.handle)
+
+
+WORTH_SHARING = 64 << 10  # bytes of an activation; and of points, for with fewer a critic takes little memory
+_SEPARATE = contextlib.nullcontext()
+
+
+def sharing(points: list[Tensor], by_tape: bool) -> contextlib.AbstractContextManager:
+    """A context to run a critic in, in which an activation holds its result where the next layer saves that anyway."""
+    return _Sharing() if by_tape and sum(x.nbytes for x in points) >= WORTH_SHARING else _SEPARATE
 
 
 def penalty_op(*arguments):

@@ -66,9 +66,9 @@ def test_the_model_is_within_3_percent_of_what_the_cpu_allocates(name, engine, b
 
 
 def test_a_model_has_the_layouts_of_a_gpu():
-    """The tape turns what convolutions take for oneDNN, and keeps the copies: a GPU's run has none of them."""
+    """The tape turns what convolutions take for oneDNN, and makes adjoints again: a GPU's run does neither."""
     gpu, cpu = Study("layernorm-dcgan"), Study("layernorm-dcgan", onednn=True)
-    assert gpu.peak("auto", 64).total < cpu.peak("auto", 64).total
+    assert gpu.peak("auto", 64) != cpu.peak("auto", 64)
     assert gpu.peak("reference", 64) == cpu.peak("reference", 64)
 
 
