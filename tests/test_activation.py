@@ -3,6 +3,7 @@
 import math
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,7 +137,7 @@ def test_any_number_of_elements(sizes):
 @pytest.mark.parametrize(
     "function", [torch.sin, torch.cosh, lambda z: (z * z + 1) ** 1.7], ids=["sin", "cosh", "power"]
 )
-def test_formulas_of_pytorch_in_pieces(function, sizes, threads):
+def test_pieces(function, sizes, threads):
     w, before = torch.linspace(0.5, 1, sizes[-1], dtype=torch.float64).requires_grad_(), torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -277,6 +278,49 @@ def test_float32_is_as_exact_as_pytorch():
         mine = OPS.slope(ones, h, kind, *given)
         error, bound = (mine - exact).abs().max(), (theirs - exact).abs().max()
         assert error <= 2 * bound + torch.finfo(torch.float32).eps, name
+
+
+def longest(x):
+    return x.numpy().astype(np.longdouble)
+
+
+# (s, c) in numpy's longest numbers.
+OF_EXPONENTIALS = {
+    "sin": lambda x: (np.cos(x), -np.sin(x)),
+    "cos": lambda x: (-np.sin(x), -np.cos(x)),
+    "sinh": lambda x: (np.cosh(x), np.sinh(x)),
+    "cosh": lambda x: (np.sinh(x), np.cosh(x)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", OF_EXPONENTIALS)
+def test_sines_to_the_last_digits(name, dtype):
+    """Sines to one unit of 1, however far from zero, and those of hyperbolas to one and a half of their own."""
+    ends = (1e-6, 0.1, 1.0, 4.0, 80.0, 89.2) if name.endswith("h") else (1e-6, 0.9, 4.0, 300.0, 11_000.0, 9e5, 1e8)
+    for end in ends:
+        saved = torch.linspace(-end, end, 20_001, dtype=torch.float64).to(dtype)
+        for found, exact in zip(
+            derivatives(OPS.slope_and_curve.default, name, saved), OF_EXPONENTIALS[name](longest(saved)), strict=True
+        ):
+            unit = torch.finfo(dtype).eps * (1.5 * np.abs(exact) if name.endswith("h") else 1.0)
+            assert (np.abs(longest(found) - exact) <= unit).all(), end
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_sines_of_what_has_none(dtype):
+    infinity = torch.tensor([math.inf, -math.inf, math.nan, 1.0], dtype=dtype)
+    for name in ("sin", "cos"):
+        for found in derivatives(OPS.slope_and_curve.default, name, infinity):
+            assert found.isnan().tolist() == [True, True, True, False]
+    for name in ("sinh", "cosh"):
+        s, c = derivatives(
+            OPS.slope_and_curve.default, name, torch.tensor([800.0, -800.0, math.inf, math.nan], dtype=dtype)
+        )
+        even, odd = (s, c) if name == "sinh" else (c, s)
+        assert even[:3].tolist() == [math.inf] * 3
+        assert odd[:3].tolist() == [math.inf, -math.inf, math.inf]
+        assert s.isnan().tolist() == c.isnan().tolist() == [False, False, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)

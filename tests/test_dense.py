@@ -307,8 +307,8 @@ def test_arguments_that_do_not_belong_together_are_refused():
         ops.dense_adjoint(a, weights, deciders, gates, [], [], deciders * 2)
     with pytest.raises(RuntimeError, match="layer 0 has a smooth activation of kind 0 beside a gate"):
         ops.dense_adjoint(a, weights, deciders, gates, deciders, curve("tanh") * 2, [])
-    with pytest.raises(RuntimeError, match="layer 0 has a smooth activation of kind 21"):
-        ops.dense_adjoint(a, weights, [], [], deciders[:1], [21.0, 0.0, 0.0, 0.0], [])
+    with pytest.raises(RuntimeError, match="layer 0 has a smooth activation of kind 20"):
+        ops.dense_adjoint(a, weights, [], [], deciders[:1], [20.0, 5.0, 0.0, 0.0], [])
     layered = (weights, deciders, gates, [], [], factors, [])
     t, held = torch.ones(4, 3, dtype=torch.float64), torch.ones(68, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="room for 16 elements of tangents, not 64"):
@@ -382,11 +382,11 @@ def points(rows=17, columns=4):
     return torch.randn(rows, columns, dtype=torch.float64)
 
 
-class Sine(nn.Module):
-    """A smooth activation that runs have none of: no compiler vectorises it."""
+class Fifth(nn.Module):
+    """A smooth activation that runs have none of: no compiler vectorises powers."""
 
     def forward(self, x):
-        return x.sin()
+        return x**5
 
 
 TAKEN = {
@@ -425,8 +425,8 @@ SMOOTH = {
     "on top": lambda: nn.Sequential(mlp(nn.Tanh(), nn.ReLU()), nn.Sigmoid()),
     "alone on top": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), nn.Softplus()),
     "below": lambda: nn.Sequential(nn.Tanh(), mlp(nn.Tanh())),
-    "what bends above": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), Sine()),
-    "what bends above and between": lambda: nn.Sequential(mlp(nn.ELU(), nn.ReLU(), width=5), Sine()),
+    "what bends above": lambda: nn.Sequential(nn.Linear(4, 9), nn.ReLU(), nn.Linear(9, 5), Fifth()),
+    "what bends above and between": lambda: nn.Sequential(mlp(nn.ELU(), nn.ReLU(), width=5), Fifth()),
     "nothing between": lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)),
     "wide result": lambda: nn.Sequential(nn.Linear(4, 9), nn.SiLU(), nn.Linear(9, 5)),
     "odd widths": lambda: nn.Sequential(nn.Linear(4, 1), nn.Tanh(), nn.Linear(1, 33), nn.ELU(), nn.Linear(33, 17)),
@@ -543,7 +543,7 @@ def test_low_precision(name, rows):
 
 @fast
 @pytest.mark.parametrize("rows", [16, 33, 300])
-@pytest.mark.parametrize("above", [nn.Sigmoid, Sine])
+@pytest.mark.parametrize("above", [nn.Sigmoid, Fifth])
 def test_below_scores_that_bend_alone(above, rows):
     """Their second adjoints are in proportion to the adjoints: two calls."""
     critic = nn.Sequential(mlp(nn.ReLU(), nn.ReLU()), above())
@@ -609,7 +609,7 @@ class Scaled(nn.Module):
 
 NOT_TAKEN = {
     "one layer": lambda: nn.Linear(4, 1).double(),
-    "sine": lambda: mlp(Sine(), Sine()),
+    "powers": lambda: mlp(Fifth(), Fifth()),
     "prelu": lambda: mlp(nn.PReLU()),
     "two activations between": lambda: mlp(nn.Sequential(nn.ReLU(), nn.Hardtanh(-2, 2))),
     "two smooth ones between": lambda: mlp(nn.Sequential(nn.Tanh(), nn.Softplus())),

@@ -19,7 +19,7 @@ class ActivationRule : public Rule {
   Tensor adjoint_again() const override { return slope(a_, saved_, curve_, /*in_place=*/false); }
 
   OfRows of_rows() const override {
-    if (!fused(curve_.kind)) return {};
+    if (!vectorised(curve_.kind)) return {};
     return {.saved = saved_, .curve = curve_};
   }
 

@@ -19,7 +19,7 @@ void add_slope(const at::Tensor& into, const at::Tensor& z, const at::Tensor& sa
 
 // s or c by PyTorch's operators; of float16 and bfloat16 in float32.
 at::Tensor derivative(const at::Tensor& saved, const Curve& by, bool second);
-// s and, where it is not null, c of n numbers, on the CPU; not of every activation: where fused(by.kind).
+// s and, where it is not null, c of n numbers, on the CPU; not of every activation: where vectorised(by.kind).
 void derivatives(const float* saved, const Curve& by, float* slope, float* curve, int64_t n);
 void derivatives(const double* saved, const Curve& by, double* slope, double* curve, int64_t n);
 

@@ -27,6 +27,48 @@ GPFAST_INLINE void fill(const A* __restrict__ x, formulas::Parameters<A> by, A* 
   }
 }
 
+// The formulas whose functions are calls, of functions that compilers vectorise: of sines up to kFarthest.
+namespace in_loops {
+
+template <typename A>
+struct Sin {
+  GPFAST_INLINE static A slope(A h, formulas::Parameters<A>) { return formulas::sines(h).cosine; }
+  GPFAST_INLINE static A curve(A h, formulas::Parameters<A>) { return -formulas::sines(h).sine; }
+};
+
+template <typename A>
+struct Cos {
+  GPFAST_INLINE static A slope(A h, formulas::Parameters<A>) { return -formulas::sines(h).sine; }
+  GPFAST_INLINE static A curve(A h, formulas::Parameters<A>) { return -formulas::sines(h).cosine; }
+};
+
+template <typename A>
+struct Sinh {
+  GPFAST_INLINE static A slope(A h, formulas::Parameters<A>) { return formulas::hyperbolics(h).cosine; }
+  GPFAST_INLINE static A curve(A h, formulas::Parameters<A>) { return formulas::hyperbolics(h).sine; }
+};
+
+template <typename A>
+struct Cosh {
+  GPFAST_INLINE static A slope(A h, formulas::Parameters<A>) { return formulas::hyperbolics(h).sine; }
+  GPFAST_INLINE static A curve(A h, formulas::Parameters<A>) { return formulas::hyperbolics(h).cosine; }
+};
+
+}  // namespace in_loops
+
+// What lies beyond kFarthest, by the library.
+template <template <typename> class Formula, typename A>
+GPFAST_INLINE void fill_far(const A* x, formulas::Parameters<A> by, A* slope, A* curve, int64_t n) {
+  constexpr A kFarthest = formulas::kFarthest<A>;
+  int far = 0;
+  for (int64_t i = 0; i < n; ++i) far |= x[i] > kFarthest || x[i] < -kFarthest;
+  for (int64_t i = 0; far && i < n; ++i) {
+    if (std::abs(x[i]) <= kFarthest) continue;
+    slope[i] = Formula<A>::slope(x[i], by);
+    if (curve) curve[i] = Formula<A>::curve(x[i], by);
+  }
+}
+
 // s and, where it is not null, c of n numbers.
 template <typename A>
 GPFAST_INLINE void derivatives_of(const A* x, const Curve& by, A* slope, A* curve, int64_t n) {
@@ -36,6 +78,14 @@ GPFAST_INLINE void derivatives_of(const A* x, const Curve& by, A* slope, A* curv
   case Activation::k##name: return fill<formulas::name>(x, parameters, slope, curve, n);
     GPFAST_FOR_EACH_FUSED_ACTIVATION(GPFAST_CASE)
 #undef GPFAST_CASE
+    case Activation::kSin:
+      fill<in_loops::Sin>(x, parameters, slope, curve, n);
+      return fill_far<formulas::Sin>(x, parameters, slope, curve, n);
+    case Activation::kCos:
+      fill<in_loops::Cos>(x, parameters, slope, curve, n);
+      return fill_far<formulas::Cos>(x, parameters, slope, curve, n);
+    case Activation::kSinh: return fill<in_loops::Sinh>(x, parameters, slope, curve, n);
+    case Activation::kCosh: return fill<in_loops::Cosh>(x, parameters, slope, curve, n);
     default: TORCH_INTERNAL_ASSERT(false);
   }
 }
@@ -124,7 +174,7 @@ void with_derivatives(const at::Tensor& saved, const Curve& by, bool second, con
   });
 }
 
-// For activations without a fused kernel: the plain formula on pieces that stay in the cache, with all that it makes on the way.
+// For activations without a vectorised kernel: the plain formula on pieces that stay in the cache, with all that it makes on the way.
 // apply(piece), where piece(tensor) is that part of it.
 template <typename F>
 void in_plain_pieces(const at::Tensor& saved, const F& apply) {
@@ -140,7 +190,7 @@ void in_plain_pieces(const at::Tensor& saved, const F& apply) {
 }  // namespace
 
 void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, const at::Tensor& out) {
-  if (!fused(by.kind))
+  if (!vectorised(by.kind))
     return in_plain_pieces(saved, [&](const auto& piece) { slope_plain(piece(z), piece(saved), by, piece(out)); });
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "slope", [&] {
     const auto* from = z.const_data_ptr<scalar_t>();
@@ -153,7 +203,7 @@ void slope_cpu(const at::Tensor& z, const at::Tensor& saved, const Curve& by, co
 
 void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Tensor& saved, const Curve& by,
                          const at::Tensor& out, const at::Tensor& bend) {
-  if (!fused(by.kind))
+  if (!vectorised(by.kind))
     return in_plain_pieces(saved, [&](const auto& piece) {
       slope_and_curve_plain(piece(t), piece(a), piece(saved), by, piece(out), piece(bend));
     });
@@ -168,7 +218,7 @@ void slope_and_curve_cpu(const at::Tensor& t, const at::Tensor& a, const at::Ten
 }
 
 void add_slope_cpu(const at::Tensor& into, const at::Tensor& z, const at::Tensor& saved, const Curve& by) {
-  if (!fused(by.kind))
+  if (!vectorised(by.kind))
     return in_plain_pieces(saved, [&](const auto& piece) { add_slope_plain(piece(into), piece(z), piece(saved), by); });
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, z.scalar_type(), "add_slope_", [&] {
     const auto* from = z.const_data_ptr<scalar_t>();

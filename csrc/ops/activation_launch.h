@@ -10,7 +10,7 @@ namespace gpfast {
 #define GPFAST_FOR_EACH_FUSED_ACTIVATION(_)                                                                              \
   _(Tanh) _(Sigmoid) _(Softplus) _(Elu) _(EluOfResult) _(Silu) _(Gelu) _(GeluTanh) _(Mish) _(Hardswish) _(Exponential)   \
   _(Logarithm) _(Sqrt) _(Rsqrt) _(Reciprocal) _(Square) _(Cube) _(Tan) _(Atan) _(Erf)
-// These no compiler vectorises, so PyTorch's operators compute them.
+// Of these the functions are calls; on the CPU PyTorch's operators compute powers.
 #define GPFAST_FOR_EACH_OTHER_ACTIVATION(_) _(Power) _(Sin) _(Cos) _(Sinh) _(Cosh)
 #define GPFAST_FOR_EACH_ACTIVATION(_) GPFAST_FOR_EACH_FUSED_ACTIVATION(_) GPFAST_FOR_EACH_OTHER_ACTIVATION(_)
 
@@ -20,6 +20,8 @@ enum class Activation : int64_t {
 #undef GPFAST_NAME
 };
 inline bool fused(Activation kind) { return kind < Activation::kPower; }
+// Whether there is a CPU kernel that compilers vectorise.
+inline bool vectorised(Activation kind) { return kind != Activation::kPower && kind <= Activation::kCosh; }
 
 struct Curve {
   Activation kind;

@@ -31,9 +31,10 @@ GPFAST_INLINE To bits_as(From from) {
 #endif
 }
 
-template <typename A>
+// 1 / k!, k from 0
+template <typename A, size_t n = sizeof(A) == 8 ? 14 : 8>
 constexpr auto kInverseFactorials = [] {
-  std::array<A, sizeof(A) == 8 ? 14 : 8> values{};
+  std::array<A, n> values{};
   double value = 1;
   for (size_t k = 0; k < values.size(); ++k, value /= static_cast<double>(k)) values[k] = static_cast<A>(value);
   return values;
@@ -61,6 +62,56 @@ GPFAST_INLINE A exp(A x) {
   const Bits one = bits_as<Bits>(A(1));
   return sum * bits_as<A>((bits_as<Bits>(shifted) << kMantissa) + one);
 #endif
+}
+
+// The odd part of exp(x), or the even one; with every second term of the other sign those of exp(i x). For |x| <= 1.
+template <bool odd, bool turning, typename A>
+GPFAST_INLINE A half_of_exp(A x) {
+  constexpr int kTerms = sizeof(A) == 8 ? 20 : 12;
+  constexpr auto& terms = kInverseFactorials<A, kTerms>;
+  const A square = turning ? -x * x : x * x;
+  A sum = 0;
+  for (int k = odd ? kTerms - 1 : kTerms - 2; k > 1; k -= 2) sum = (sum + terms[k]) * square;
+  return odd ? x + x * sum : 1 + sum;
+}
+
+// sin x and cos x to one unit in the last place of 1, without branches, up to kFarthest: there pi / 2 times n is no longer exact.
+template <typename A>
+constexpr A kFarthest = sizeof(A) == 8 ? A(1e6) : A(12000);
+template <typename A>
+struct Sines {
+  A sine, cosine;
+};
+template <typename A, typename = IfNumber<A>>
+GPFAST_INLINE Sines<A> sines(A x) {
+  constexpr bool kWide = sizeof(A) == 8;
+  constexpr int kSign = kWide ? 62 : 30;
+  using Bits = std::conditional_t<kWide, uint64_t, uint32_t>;
+  // x = n pi / 2 + r, as in exp.
+  const A shift = kWide ? A(0x1.8p52) : A(0x1.8p23);
+  const A shifted = x * A(0.6366197723675814) + shift, n = shifted - shift;
+  const A r = x - n * (kWide ? A(0x1.921fb544p0) : A(0x1.92p0)) - n * (kWide ? A(0x1.0b4611a6p-34) : A(0x1.fb4p-12)) -
+              n * (kWide ? A(0x1.3198a2e037073p-69) : A(0x1.4442d2p-24));
+  const A s = half_of_exp<true, true>(r), c = half_of_exp<false, true>(r);
+  const auto quarter = bits_as<Bits>(shifted);
+  const bool turned = (quarter & 1) != 0;
+  const auto with_sign = [](A value, Bits sign) { return bits_as<A>(bits_as<Bits>(value) ^ (sign & 2) << kSign); };
+  return {with_sign(turned ? c : s, quarter), with_sign(turned ? s : c, quarter + 1)};
+}
+
+// sinh x and cosh x to two units in the last place, without branches.
+template <typename A>
+struct Hyperbolics {
+  A sine, cosine;
+};
+template <typename A, typename = IfNumber<A>>
+GPFAST_INLINE Hyperbolics<A> hyperbolics(A x) {
+  // exp(|x|) / 2, which is there where exp(|x|) no longer is.
+  const A size = x < 0 ? -x : x;
+  const bool far = size > (sizeof(A) == 8 ? 700 : 80);
+  const A half = exp(far ? size - 16 : size) * (far ? A(0x1.0f2ebd0a8002p+22) : A(0.5)), rest = A(0.25) / half;
+  const A large = x < 0 ? rest - half : half - rest;
+  return {size < 1 ? half_of_exp<true, false>(x) : large, half + rest};
 }
 
 // sigmoid(x), and what it is short of 1, which a subtraction would round away.

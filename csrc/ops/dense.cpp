@@ -73,7 +73,7 @@ DenseLayers layers_of(at::TensorList weights, at::TensorList deciders, Numbers g
     if (!layer.saved.defined()) continue;
     const auto by = curves.slice(kCurveNumbers * i, kCurveNumbers);
     layer.curve = {static_cast<Activation>(by[0]), by[1], by[2], by[3]};
-    TORCH_CHECK(!layer.decider.defined() && fused(layer.curve.kind), "gpfast::dense: layer ", i,
+    TORCH_CHECK(!layer.decider.defined() && vectorised(layer.curve.kind), "gpfast::dense: layer ", i,
                 " has a smooth activation of kind ", by[0], layer.decider.defined() ? " beside a gate" : "");
   }
   return layers;
