@@ -28,9 +28,9 @@ bool has_hooks(Node& node) {
 // A custom Function written in Python; the class is the Python bindings'.
 bool is_python(const Node& node) { return !std::strcmp(typeid(node).name(), "N5torch8autograd6PyNodeE"); }
 
-class Reader {
+class GraphReader {
  public:
-  Reader(const edge_list& targets, bool derivatives) : derivatives_(derivatives) {
+  GraphReader(const edge_list& targets, bool derivatives) : derivatives_(derivatives) {
     plan_.targets = targets;
     for (const auto& target : targets) {
       floor_ = std::min(floor_, target.function->topological_nr());
@@ -110,6 +110,7 @@ class Reader {
     place.node = node.get();
     place.outputs = node->num_inputs();
     step.uses.resize(place.outputs);
+    step.readers.resize(place.outputs);
     for (size_t k = 0; k < place.outputs; ++k) {
       const auto& output = node->input_metadata(k);
       if (output.is_nested_tensor()) refuse(*node, "makes a nested tensor");
@@ -239,7 +240,7 @@ std::vector<Escape> find_escapes(const Plan& plan, const edge_list& edges) {
 }
 
 Plan read_graph(const edge_list& outputs, const edge_list& targets, bool derivatives) {
-  return Reader(targets, derivatives).read(outputs);
+  return GraphReader(targets, derivatives).read(outputs);
 }
 
 }  // namespace gpfast

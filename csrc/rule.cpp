@@ -51,9 +51,10 @@ std::atomic<int64_t> worth_passes = 256 << 10;
 
 int64_t set_worth_passes(int64_t bytes) { return worth_passes.exchange(bytes); }
 
-bool Rule::repeated_above(const at::Tensor& adjoint) const {
+Reader Rule::repeats(const at::Tensor& adjoint) const {
   const int64_t least = launched(adjoint) ? kWorthALaunch : worth_passes.load();
-  return reader && static_cast<int64_t>(adjoint.nbytes()) >= least && reader->repeats_adjoint();
+  const auto above = reader();
+  return static_cast<int64_t>(adjoint.nbytes()) >= least && above.repeats_adjoint() ? above : Reader{};
 }
 
 bool launched(const at::Tensor& tensor) { return !tensor.is_cpu() || !at::globalContext().userEnabledMkldnn(); }

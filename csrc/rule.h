@@ -60,6 +60,17 @@ struct OfRows {
   at::Tensor factor;  // y = x * factor
 };
 
+class Rule;
+// Of the operations that read a value, the only one, and as which of its inputs; none where several do.
+struct Reader {
+  Rule* rule = nullptr;
+  size_t input = 0;
+
+  explicit operator bool() const { return rule; }
+  bool repeats_adjoint() const;
+  at::Tensor adjoint_again() const;
+};
+
 // Runs below autograd and with autocast off. Values have the shape and dtype of the operation's input or output, any strides
 // (but no overlap), and are moved in: a rule that finds one `ours` may write into it and hand it on. Absent values are undefined:
 // an adjoint or tangent of zero is never made, and every function must do with any of its values undefined (of adjoint's and
@@ -94,10 +105,10 @@ class Rule {
   virtual GateOfBits lend(const Order& /*order*/) { return {}; }
   virtual void borrow() {}
 
-  // What adjoint returned for the only live input, made anew: rules below need not hold it. Until the rule's tangent has run, and
-  // where repeats_adjoint, asked after adjoint.
-  virtual bool repeats_adjoint() const { return false; }
-  virtual at::Tensor adjoint_again() const { return {}; }
+  // What adjoint returned for a live input, made anew: rules below need not hold it. Until the rule's tangent has run, and where
+  // repeats_adjoint, asked after adjoint.
+  virtual bool repeats_adjoint(size_t /*input*/) const { return false; }
+  virtual at::Tensor adjoint_again(size_t /*input*/) const { return {}; }
 
   // Where place.proportional, set by the sweeps before tangent: a number for each sample, by which tangent and second give parameters
   // what second adjoints would give them. Each sample has an equal share of dimension 0 of every value, one after the other.
@@ -108,9 +119,8 @@ class Rule {
   virtual OfRows of_rows() const { return {}; }
   virtual void made(at::Tensor /*of_weight*/, at::Tensor /*sums*/) {}
 
-  // The rule of the only operation that reads the output; null where several do. Set by the sweeps before adjoint, for what then
-  // arrives, and again before borrow.
-  Rule* reader = nullptr;
+  // One an output. Set by the sweeps before adjoint, for what then arrives, and again before borrow.
+  c10::SmallVector<Reader, 1> readers;
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
   // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and
@@ -121,14 +131,19 @@ class Rule {
   bool keep = false;
 
  protected:
-  // The reader makes an adjoint of this size again: the passes over memory that it takes are worth what need not be held.
-  bool repeated_above(const at::Tensor& adjoint) const;
+  // Of the first output, where the others, a norm's statistics, have no adjoints.
+  Reader reader() const { return readers.empty() ? Reader{} : readers[0]; }
+  // The reader, where it makes an adjoint of this size again: the passes over memory that it takes are worth what need not be held.
+  Reader repeats(const at::Tensor& adjoint) const;
 
   // The tensor, which is let go of unless the sweeps run again.
   at::Tensor take(at::Tensor& held) const { return keep ? held : std::move(held); }
 
   Place place;
 };
+
+inline bool Reader::repeats_adjoint() const { return rule && rule->repeats_adjoint(input); }
+inline at::Tensor Reader::adjoint_again() const { return rule->adjoint_again(input); }
 
 Sizes sizes_of(const torch::autograd::InputMetadata& value);
 // Nobody else holds the tensor or its memory, and every element has its own place: it may be overwritten.

@@ -15,8 +15,12 @@ class ActivationRule : public Rule {
   const char* name() const override { return "activation"; }
   bool bends() const override { return true; }
   int64_t kept() const override { return bytes_of({saved_, a_, bend_}); }
-  bool repeats_adjoint() const override { return a_.defined(); }
-  Tensor adjoint_again() const override { return slope(a_, saved_, curve_, /*in_place=*/false); }
+  bool repeats_adjoint(size_t /*input*/) const override { return a_.defined() || repeats_; }
+  Tensor adjoint_again(size_t /*input*/) const override {
+    Tensor a = repeats_ ? adjoint_repeated() : a_;
+    const bool in_place = ours(a);
+    return slope(a, saved_, curve_, in_place);
+  }
 
   OfRows of_rows() const override {
     if (!vectorised(curve_.kind)) return {};
@@ -28,7 +32,8 @@ class ActivationRule : public Rule {
     order_ = order_of(z);
     saved_ = relaid_saved(saved_, order_);
     Values out(1);
-    if (place.wanted(0)) a_ = z;
+    repeats_ = place.wanted(0) ? repeats(z) : Reader{};
+    if (place.wanted(0) && !repeats_) a_ = z;
     const bool in_place = ours(z);
     out[0] = slope(z, saved_, curve_, in_place);
     if (!place.wanted(0) && !place.tangent) saved_ = Tensor();
@@ -39,7 +44,7 @@ class ActivationRule : public Rule {
     Values out(1);
     bend_ = Tensor();
     if (t[0].defined() && place.wanted(0)) {
-      Tensor a = take(a_), z = relaid(std::move(t[0]), order_);
+      Tensor a = repeats_ ? adjoint_repeated() : take(a_), z = relaid(std::move(t[0]), order_);
       const bool in_t = ours(z), in_a = ours(a);
       std::tie(out[0], bend_) = slope_and_curve(z, a, saved_, curve_, in_t, in_a);
     } else if (t[0].defined() && place.tangent) {
@@ -70,10 +75,13 @@ class ActivationRule : public Rule {
   }
 
  private:
+  Tensor adjoint_repeated() const { return relaid(repeats_.adjoint_again(), order_); }
+
   Tensor saved_;
   Curve curve_;
   Order order_;  // of every tensor here: the adjoint's
   Tensor a_, bend_;  // the adjoint, until it becomes c a t
+  Reader repeats_;   // the adjoint
 };
 
 }  // namespace

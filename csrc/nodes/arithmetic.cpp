@@ -25,7 +25,7 @@ class Combination final : public Elementwise {
   const char* name() const override { return name_; }
   Values adjoint(Values a) override {
     see(a[0]);
-    above_ = reader;
+    above_ = reader();
     return back(std::move(a[0]), &Input::live);
   }
   Values tangent(Values t) override {
@@ -41,16 +41,8 @@ class Combination final : public Elementwise {
   }
   Values second(Values b) override { return back(std::move(b[0]), &Input::wanted); }
   bool takes_second() const override { return true; }
-  bool repeats_adjoint() const override {
-    const auto live = std::count_if(place.inputs.begin(), place.inputs.end(), [](const Input& input) { return input.live; });
-    return live == 1 && above_ && above_->repeats_adjoint();
-  }
-  Tensor adjoint_again() const override {
-    auto inputs = back(above_->adjoint_again(), &Input::live);
-    for (auto& input : inputs)
-      if (input.defined()) return std::move(input);
-    return {};
-  }
+  bool repeats_adjoint(size_t input) const override { return factors_[input] != 0 && above_.repeats_adjoint(); }
+  Tensor adjoint_again(size_t input) const override { return back(above_.adjoint_again(), input); }
   int64_t kept() const override { return 0; }
 
  private:
@@ -61,10 +53,13 @@ class Combination final : public Elementwise {
       if (!(place.inputs[i].*asked) || factors_[i] == 0) continue;
       bool last = true;
       for (size_t j = i + 1; j < factors_.size(); ++j) last = last && !(place.inputs[j].*asked);
-      Tensor part = reduced_to(last ? std::move(z) : z, place.sizes(i), dtype_);
-      out[i] = cast(scaled(std::move(part), factors_[i]), place.dtype(i));
+      out[i] = back(last ? std::move(z) : z, i);
     }
     return out;
+  }
+  Tensor back(Tensor z, size_t i) const {
+    Tensor part = reduced_to(std::move(z), place.sizes(i), dtype_);
+    return cast(scaled(std::move(part), factors_[i]), place.dtype(i));
   }
   Tensor added(Tensor sum, Tensor z, double factor) const {
     if (fits(sum)) return sum.add_(z, factor);
@@ -74,7 +69,7 @@ class Combination final : public Elementwise {
 
   const char* name_;
   std::vector<double> factors_;
-  Rule* above_ = nullptr;  // the reader while adjoints arrived
+  Reader above_;  // while adjoints arrived
 };
 
 class Selection final : public Elementwise {

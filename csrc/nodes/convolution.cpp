@@ -98,7 +98,7 @@ class Convolution final : public Rule {
     // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
     Tensor down = reads_input_ ? std::get<0>(backward(a, input_, weight_, {true, false, false})) : data_gradient(a);
     input_ = needs_input() ? saved(input_) : Tensor();
-    repeats_ = place.wanted(1) && !place.proportional && repeated_above(a) ? reader : nullptr;
+    repeats_ = place.wanted(1) && !place.proportional ? repeats(a) : Reader{};
     if ((place.wanted(1) && !repeats_) || (place.proportional && place.wanted(2))) adjoint_ = std::move(a);
     return {plain(std::move(down)), Tensor(), Tensor()};
   }
@@ -174,7 +174,7 @@ class Convolution final : public Rule {
     return arranged(relaid_saved(h, layout_ == Layout::contiguous ? contiguous_order(dims) : channels_last_order(dims)));
   }
 
-  Tensor adjoint_here() { return repeats_ ? arranged(repeats_->adjoint_again()) : take(adjoint_); }
+  Tensor adjoint_here() { return repeats_ ? arranged(repeats_.adjoint_again()) : take(adjoint_); }
 
   // In the weight's strides, so that .grad takes it without a copy. Strides of dimensions of one do not count.
   Tensor as_the_weight(Tensor gradient) const {
@@ -432,7 +432,7 @@ class Convolution final : public Rule {
   ConvolutionOptions options_;
   bool launched_;  // when the rule was made: the sweeps that finish may run under another setting
   Sizes sizes_;  // of the input
-  Rule* repeats_ = nullptr;  // the adjoint
+  Reader repeats_;  // the adjoint
   int64_t elements_, adjoint_bytes_ = 0;
   bool reads_input_;
   Layout layout_ = Layout::as_it_comes;

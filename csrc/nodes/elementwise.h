@@ -25,10 +25,16 @@ class Elementwise : public Rule {
   at::Tensor plus(at::Tensor z, const at::Tensor& u, const at::Tensor& w, double value = 1) const {
     return fits(z) ? z.addcmul_(u, w, value) : at::addcmul(z, u, w, value);
   }
-  // What the forward saved, in the order of the adjoint z: operators in PyTorch are slow where orders differ.
+  static bool is_stretched(const at::Tensor& z) {
+    for (int64_t d = 0; d < z.dim(); ++d)
+      if (z.stride(d) == 0 && z.size(d) > 1) return true;
+    return false;
+  }
+  // What the forward saved, in the order of the adjoint z, which may be a part of more: operators in PyTorch are slow where orders
+  // differ.
   static at::Tensor as_it_lies(at::Tensor saved, const at::Tensor& z) {
-    const bool alike = saved.defined() && saved.sizes() == z.sizes() && gpfast::real(saved) && z.is_non_overlapping_and_dense();
-    return alike ? relaid_saved(saved, order_of(z)) : saved;
+    const bool alike = saved.defined() && saved.sizes() == z.sizes() && gpfast::real(saved);
+    return alike && !is_stretched(z) ? relaid_saved(saved, order_of(z)) : saved;
   }
   at::Tensor to_input(at::Tensor z, size_t i) const { return reduced_to(std::move(z), place.sizes(i), place.dtype(i)); }
   at::Tensor to_output(at::Tensor z) const { return expanded(cast(std::move(z), dtype_), sizes_); }

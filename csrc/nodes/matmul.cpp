@@ -83,7 +83,7 @@ class Matmul final : public Rule {
       sizes_ = Sizes(values[0].sizes());
       out[addend_] = of_addend(values[0]);
     }
-    repeats_ = !place.proportional && repeated_above(values[0]) ? reader : nullptr;
+    repeats_ = place.proportional ? Reader{} : repeats(values[0]);
     const Tensor a = output_as_matrix(std::move(values[0]));
     for (const int side : kSides) {
       const auto& factor = factors_[side];
@@ -102,7 +102,7 @@ class Matmul final : public Rule {
     if (place.tangent) out[0] = pushed(live_addend() ? std::move(t[addend_]) : Tensor());
     for (const int side : kSides) {
       if (!meets_tangent(side)) other(side).tangent.reset();
-      else if (repeats_ && !a_.defined() && other(side).tangent.defined()) a_ = output_as_matrix(repeats_->adjoint_again());
+      else if (repeats_ && !a_.defined() && other(side).tangent.defined()) a_ = output_as_matrix(repeats_.adjoint_again());
       if (!meets_second(side)) take(other(side).value);
     }
     if (ratio.defined()) meet_ratio();
@@ -255,7 +255,7 @@ class Matmul final : public Rule {
   Tensor addend_part_;  // of the addend's gradient: what is in proportion to the adjoint, or what a run made
   Sizes sizes_;  // of the output, where the addend is live
   Tensor a_;
-  Rule* repeats_ = nullptr;  // the adjoint, which is then held from the tangent on
+  Reader repeats_;  // the adjoint, which is then held from the tangent on
 };
 
 }  // namespace

@@ -45,7 +45,7 @@ class Normalize : public Rule {
     settle(a);
     const auto tensors = norm();
     const bool bends = place.wanted(kInput), later = bends || wants(place, kWeight);
-    repeats_ = later && repeated_above(a) ? reader : nullptr;
+    repeats_ = later ? repeats(a) : Reader{};
     if (later && !repeats_) a_ = a;
     out[kInput] = ours(a) ? a : at::empty_like(a);
     normalize_adjoint(out[kInput], a, {}, tensors, {}, block_, false, false, {});
@@ -88,11 +88,11 @@ class Normalize : public Rule {
     return out;
   }
 
-  void borrow() override { gate_ = reader ? reader->lend(order_) : GateOfBits{}; }
+  void borrow() override { gate_ = reader() ? reader().rule->lend(order_) : GateOfBits{}; }
 
-  bool repeats_adjoint() const override { return a_.defined() || repeats_; }
-  Tensor adjoint_again() const override {
-    const Tensor a = repeats_ ? relaid(repeats_->adjoint_again(), order_) : a_, out = ours(a) ? a : at::empty_like(a);
+  bool repeats_adjoint(size_t /*input*/) const override { return a_.defined() || repeats_; }
+  Tensor adjoint_again(size_t /*input*/) const override {
+    const Tensor a = repeats_ ? relaid(repeats_.adjoint_again(), order_) : a_, out = ours(a) ? a : at::empty_like(a);
     normalize_adjoint(out, a, {}, norm(), {}, block_, false, false, {});
     return out;
   }
@@ -119,7 +119,7 @@ class Normalize : public Rule {
     block_ = block();
     if (held_.weight.defined()) held_.weight = flattened(held_.weight);
   }
-  Tensor adjoint_here() { return repeats_ ? relaid(repeats_->adjoint_again(), order_) : take(a_); }
+  Tensor adjoint_here() { return repeats_ ? relaid(repeats_.adjoint_again(), order_) : take(a_); }
   NormTensors norm() const { return {held_.input, held_.mean, held_.rstd, held_.weight}; }
   Tensor as_parameter(const Tensor& gradient, size_t i) const {
     return gradient.defined() ? unflattened(gradient, place.sizes(i)).to(place.dtype(i)) : gradient;
@@ -127,7 +127,7 @@ class Normalize : public Rule {
 
   NormBlock block_;
   GateOfBits gate_;           // that follows
-  Rule* repeats_ = nullptr;  // the adjoint
+  Reader repeats_;  // the adjoint
   Tensor a_, bent_, of_weight_;
 };
 
@@ -263,8 +263,8 @@ class FrozenBatchNorm : public Rule {
     return out;
   }
 
-  bool repeats_adjoint() const override { return a_.defined(); }
-  Tensor adjoint_again() const override { return backward(a_, a_, held_.mean, {true, false, false})[kInput]; }
+  bool repeats_adjoint(size_t /*input*/) const override { return a_.defined(); }
+  Tensor adjoint_again(size_t /*input*/) const override { return backward(a_, a_, held_.mean, {true, false, false})[kInput]; }
 
   int64_t kept() const override { return bytes_of({held_.input, held_.mean, held_.weight, variance_, a_, of_weight_}); }
 

@@ -20,7 +20,7 @@ class Product final : public Elementwise {
   Values adjoint(Values a) override {
     Tensor z = std::move(a[0]);
     see(z);
-    above_ = reader;
+    above_ = reader();
     if (mixed(0) || mixed(1)) a_ = z;
     for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);
@@ -57,13 +57,10 @@ class Product final : public Elementwise {
     }
     return out;
   }
-  bool repeats_adjoint() const override {
-    const bool one = place.live(0) != place.live(1);
-    return one && others_[place.live(0) ? 0 : 1].defined() && above_ && above_->repeats_adjoint();
+  bool repeats_adjoint(size_t input) const override {
+    return others_[input].defined() && (a_.defined() || (!bends() && above_.repeats_adjoint()));
   }
-  Tensor adjoint_again() const override {
-    return back(above_->adjoint_again(), place.live(0) ? 0 : 1);
-  }
+  Tensor adjoint_again(size_t input) const override { return back(a_.defined() ? a_ : above_.adjoint_again(), input); }
   OfRows of_rows() const override {
     const size_t live = place.live(0) ? 0 : 1;
     const auto& factor = others_[live];
@@ -86,7 +83,7 @@ class Product final : public Elementwise {
     else accumulate(part, back(std::move(b), i));
   }
 
-  Rule* above_ = nullptr;  // the reader while adjoints arrived
+  Reader above_;  // while adjoints arrived
   Tensor others_[2];  // what each input is multiplied with
   Tensor a_;
   Tensor parts_[2];  // of what each input gets: a times the other's tangent

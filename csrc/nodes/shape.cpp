@@ -82,7 +82,7 @@ class Reshape final : public Rule {
 
   const char* name() const override { return "view"; }
   Values adjoint(Values a) override {
-    above_ = reader;
+    above_ = reader();
     return as(in_, std::move(a));
   }
   Values tangent(Values t) override { return place.tangent ? as(out_, std::move(t)) : Values(1); }
@@ -91,11 +91,11 @@ class Reshape final : public Rule {
   int64_t kept() const override { return 0; }
 
   GateOfBits lend(const Order& order) override {
-    const bool whole = reader && order == contiguous_order(static_cast<int64_t>(in_.size()));
-    return whole ? reader->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
+    const bool whole = reader() && order == contiguous_order(static_cast<int64_t>(in_.size()));
+    return whole ? reader().rule->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
   }
-  bool repeats_adjoint() const override { return above_ && above_->repeats_adjoint(); }
-  Tensor adjoint_again() const override { return reshaped(above_->adjoint_again(), in_); }
+  bool repeats_adjoint(size_t /*input*/) const override { return above_.repeats_adjoint(); }
+  Tensor adjoint_again(size_t /*input*/) const override { return reshaped(above_.adjoint_again(), in_); }
 
  private:
   static Values as(const Sizes& sizes, Values values) {
@@ -104,7 +104,7 @@ class Reshape final : public Rule {
   }
 
   const Sizes in_, out_;
-  Rule* above_ = nullptr;  // the reader while adjoints arrived
+  Reader above_;  // while adjoints arrived
 };
 
 int64_t wrapped(int64_t dim, int64_t dims) { return dim < 0 ? dim + dims : dim; }
