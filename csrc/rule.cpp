@@ -1,10 +1,8 @@
 #include "rule.h"
 
-#include <ATen/Context.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
 #include <ATen/ops/addcmul.h>
-#include <ATen/ops/empty_like.h>
 #include <ATen/ops/mul.h>
 #include <ATen/ops/real.h>
 #include <torch/csrc/autograd/edge.h>
@@ -12,8 +10,6 @@
 
 #include <atomic>
 #include <typeinfo>
-
-#include "ops/relayout.h"
 
 namespace gpfast {
 namespace {
@@ -55,8 +51,6 @@ bool Rule::repeated_above(const at::Tensor& adjoint) const {
   const int64_t least = launched(adjoint) ? kWorthALaunch : worth_passes.load();
   return reader && static_cast<int64_t>(adjoint.nbytes()) >= least && reader->repeats_adjoint();
 }
-
-bool launched(const at::Tensor& tensor) { return !tensor.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
 
 Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }
 
@@ -152,13 +146,6 @@ int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   for (const auto& tensor : tensors)
     if (tensor.defined() && tensor.has_storage()) bytes += static_cast<int64_t>(tensor.nbytes());
   return bytes;
-}
-
-at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides()) return tensor;
-  const auto order = order_by_strides(like, like.dim());
-  if (is_dense_in(like, order)) return relaid(tensor, order);
-  return at::empty_like(like, tensor.options()).copy_(tensor);
 }
 
 at::Tensor cast(at::Tensor tensor, at::ScalarType dtype) {

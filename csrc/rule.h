@@ -7,6 +7,7 @@
 
 #include "ops/activation_launch.h"
 #include "ops/gate.h"
+#include "ops/launched.h"
 #include "ops/relayout.h"
 
 namespace torch::autograd {
@@ -139,10 +140,6 @@ at::Tensor viewed(const at::Tensor& tensor, at::IntArrayRef sizes, at::IntArrayR
 at::Tensor transposed(const at::Tensor& matrix);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
-// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each. There, what saves memory
-// but costs a launch is done for so many bytes: where the tensor itself is what memory is short of.
-bool launched(const at::Tensor& tensor);
-constexpr int64_t kWorthALaunch = 64 << 20;
 // From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
 // A number for each of so many rows, from one a sample, which have equal shares of them.
@@ -153,8 +150,6 @@ at::Tensor with_ratio(at::Tensor t, const at::Tensor& ratio, const at::Tensor& h
 at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z);
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
-// In the dense layout of `like`, which has the same sizes: no copy where it is already.
-at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like);
 // To the dtype; of a complex value to a real one, its real part.
 at::Tensor cast(at::Tensor tensor, at::ScalarType dtype);
 // Summed over the dimensions that broadcasting added or stretched, to `sizes`, and cast.

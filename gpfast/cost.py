@@ -234,7 +234,38 @@ def _second_flop(b: Tensor | None, room: Tensor, weights: list[Tensor], *rest: A
     return 2 * rows * sum(weight.numel() for weight in [weights[i] for i in wanted] + weights[lowest + 1 : highest + 1])
 
 
-_OWN_FLOP = {"dense_adjoint": _adjoint_flop, "dense_tangent": _tangent_flop, "dense_second": _second_flop}
+# Of a convolution: a product for each pair of an element of the weight and a pixel of its smaller end.
+
+
+def _convolution_flop(above: tuple, weight: Tensor, below: list[int], transposed: bool) -> int:
+    sizes = below if transposed else above
+    return 2 * sizes[0] * math.prod(sizes[2:]) * weight.numel()
+
+
+def _convolution_adjoint_flop(a: Tensor, h: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any) -> int:
+    return _convolution_flop(a.shape, weight, sizes, options[3])
+
+
+def _convolution_tangent_flop(
+    t: Tensor, a: Tensor | None, gradient: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any
+) -> int:
+    return sum(_convolution_flop(z.shape, weight, sizes, options[3]) for z in (a, out_val[0]) if z is not None)
+
+
+def _convolution_second_flop(
+    b: Tensor, h: Any, gradient: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any
+) -> int:
+    return sum(options[-1][:2]) * _convolution_flop(b.shape, weight, sizes, options[3])
+
+
+_OWN_FLOP = {
+    "dense_adjoint": _adjoint_flop,
+    "dense_tangent": _tangent_flop,
+    "dense_second": _second_flop,
+    "convolution_adjoint": _convolution_adjoint_flop,
+    "convolution_tangent": _convolution_tangent_flop,
+    "convolution_second": _convolution_second_flop,
+}
 
 
 def _only_allocates(function) -> bool:
