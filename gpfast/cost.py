@@ -247,9 +247,10 @@ def _convolution_adjoint_flop(a: Tensor, h: Any, weight: Tensor, sizes: list[int
 
 
 def _convolution_tangent_flop(
-    t: Tensor, a: Tensor | None, gradient: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any
+    t: Tensor, a: Tensor | None, gradient: Any, ratio: Any, h: Any, weight: Tensor, *options: Any, out_val: Any
 ) -> int:
-    return sum(_convolution_flop(z.shape, weight, sizes, options[3]) for z in (a, out_val[0]) if z is not None)
+    above = out_val[0] if a is None else a
+    return sum(options[-1][:2]) * _convolution_flop(above.shape, weight, t.shape, options[4])
 
 
 def _convolution_second_flop(

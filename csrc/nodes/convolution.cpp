@@ -3,10 +3,10 @@
 // Where b is r a, sample by sample: g_w = weight gradient of (a, t + r h), g_c = sum r a.
 #include "nodes/convolution.h"
 
+#include <array>
 #include <tuple>
 #include <utility>
 
-#include "ops/channels.h"
 #include "ops/relayout.h"
 
 namespace gpfast {
@@ -33,11 +33,17 @@ class Convolution final : public Rule {
   }
 
   Values tangent(Values values) override {
-    Tensor t = std::move(values[0]);
-    if (!t.defined()) return Values(1);
-    if (ratio.defined()) return {tangent_and_multiples(std::move(t))};
-    Tensor a = !place.wanted(1) ? Tensor() : repeats_ ? repeats_->adjoint_again() : take(adjoint_);
-    return {pushed(std::move(t), std::move(a), place.tangent)};
+    const bool multiples = ratio.defined();
+    const std::array<bool, 3> wanted{place.tangent, place.wanted(1), multiples && place.wanted(2)};
+    if (!values[0].defined() || wanted == std::array<bool, 3>{}) return Values(1);
+    Tensor a, h, into, result, sum;
+    if (wanted[1]) into = room(gradient_ = std::move(onto[1]));
+    if (wanted[1] || wanted[2]) a = repeats_ ? repeats_->adjoint_again() : take(adjoint_);
+    if (wanted[1] && multiples) h = place.bent ? input_ : take(input_);
+    std::tie(result, sum, bias_) = convolution_tangent(map_, std::move(values[0]), std::move(a), std::move(into), ratio,
+                                                       std::move(h), place.bent, wanted);
+    accumulate(gradient_, std::move(sum));
+    return {std::move(result)};
   }
 
   Values second(Values values) override {
@@ -59,27 +65,6 @@ class Convolution final : public Rule {
 
  private:
   bool needs_input() const { return (place.bent || place.proportional) && place.wanted(1); }
-
-  // J t, and the gradient begins with that of (a, t): each where it is wanted.
-  Tensor pushed(Tensor t, Tensor a, bool wanted) {
-    if (!wanted && !a.defined()) return {};
-    if (a.defined()) gradient_ = std::move(onto[1]);
-    Tensor into = room(gradient_);
-    auto [result, sum] = convolution_tangent(map_, std::move(t), std::move(a), std::move(into), place.bent, wanted);
-    accumulate(gradient_, std::move(sum));
-    return result;
-  }
-
-  Tensor tangent_and_multiples(Tensor t) {
-    t = convolution_arranged(map_, std::move(t));
-    Tensor result = pushed(t, Tensor(), place.tangent);
-    Tensor a = take(adjoint_);
-    if (place.wanted(2)) bias_ = sum_by_channel(by_ratio(ratio, a));
-    if (!place.wanted(1)) return result;
-    t = with_ratio(std::move(t), ratio, place.bent ? input_ : take(input_));
-    pushed(std::move(t), std::move(a), /*wanted=*/false);
-    return result;
-  }
 
   // What may be added to in place.
   static Tensor room(Tensor& gradient) { return ours(gradient) ? std::move(gradient) : Tensor(); }

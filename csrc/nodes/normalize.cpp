@@ -6,7 +6,6 @@
 #include <c10/util/accumulate.h>
 
 #include "nodes/values.h"
-#include "ops/channels.h"
 #include "ops/normalize.h"
 #include "ops/relayout.h"
 

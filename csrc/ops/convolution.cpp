@@ -7,9 +7,9 @@
 #include <optional>
 #include <utility>
 
-#include "ops/channels.h"
 #include "ops/convolution_layout.h"
 #include "ops/relayout.h"
+#include "ops/tensors.h"
 #include "ops/weight_gradient.h"
 
 namespace gpfast {
@@ -28,23 +28,33 @@ Two adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input) {
   return {as.plain(std::move(below)), as.plain(std::move(a))};
 }
 
-Two tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, bool bent, bool wanted) {
+Three tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, const Tensor& ratio, Tensor input, bool bent,
+              std::array<bool, 3> wanted) {
   const ArrangedConvolution as(map);
   const WeightGradient of_weight(as, bent);
-  Tensor result, sum = as.with_height(std::move(gradient));
+  Tensor result, of_bias, sum = as.with_height(std::move(gradient));
   t = as.arranged(std::move(t));
   a = as.arranged(std::move(a));
-  if (wanted && a.defined() && as.launched && as.options.groups == 1 && of_weight.is_one_call(sum, a, t)) {
+  input = as.arranged(std::move(input));
+  const auto of_parameters = [&](Tensor t) {
+    const Tensor last = std::move(a);
+    if (wanted[2]) of_bias = sum_by_channel(by_ratio(ratio, last));
+    if (!wanted[1]) return;
+    if (ratio.defined()) t = with_ratio(std::move(t), ratio, std::exchange(input, {}));
+    of_weight.add(sum, last, t);
+  };
+  const bool in_one_call = as.launched && wanted[0] && wanted[1] && !ratio.defined() && as.options.groups == 1;
+  if (in_one_call && of_weight.is_one_call(sum, a, t)) {
     Tensor more;
     std::tie(result, more) = as.forward_and_gradient(t, a);
     WeightGradient::add(sum, std::move(more));
   } else {
-    if (a.defined() && of_weight.is_best_first(sum, a)) of_weight.add(sum, std::exchange(a, {}), t);
-    if (wanted) result = as.forward(t);
-    if (a.defined()) of_weight.add(sum, a, t);
+    if (a.defined() && of_weight.is_best_first(sum, a)) of_parameters(t);
+    if (wanted[0]) result = as.forward(t);
+    if (a.defined()) of_parameters(std::move(t));
   }
   sum = as.plain(std::move(sum));
-  return {as.plain(std::move(result)), bent || !sum.defined() ? std::move(sum) : in_layout_of(sum, map.weight)};
+  return {as.plain(std::move(result)), bent || !sum.defined() ? std::move(sum) : in_layout_of(sum, map.weight), std::move(of_bias)};
 }
 
 Three second(const ConvolutionMap& map, Tensor b, Tensor input, Tensor gradient, std::array<bool, 3> wanted) {
@@ -80,28 +90,30 @@ ConvolutionMap map_of(const Tensor& weight, Ints sizes, Ints stride, Ints paddin
   return {weight, sizes.vec(), {stride.vec(), padding.vec(), dilation.vec(), output_padding.vec(), transposed, groups}, false};
 }
 
-Tensor unless_given(Tensor sum, const Maybe& given) { return given && sum.is_alias_of(*given) ? Tensor() : sum; }
+Tensor given(Maybe z) { return std::move(z).value_or(Tensor()); }
+Tensor unless_given(Tensor sum, const Maybe& into) { return into && sum.is_alias_of(*into) ? Tensor() : sum; }
 
 Two adjoint_op(Tensor a, const Maybe& input, const Tensor& weight, Ints sizes, Ints stride, Ints padding, Ints dilation,
                bool transposed, Ints output_padding, int64_t groups) {
   const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
   const bool is_arranged = ArrangedConvolution(map).is_arranged(a);
-  auto [below, arranged] = adjoint(map, std::move(a), input.value_or(Tensor()));
+  auto [below, arranged] = adjoint(map, std::move(a), given(input));
   return {std::move(below), is_arranged ? Tensor() : std::move(arranged)};
 }
 
-Two tangent_op(Tensor t, Maybe a, const Maybe& gradient, const Tensor& weight, Ints sizes, Ints stride, Ints padding, Ints dilation,
-               bool transposed, Ints output_padding, int64_t groups, bool bent, bool wanted) {
+Three tangent_op(Tensor t, Maybe a, const Maybe& gradient, const Maybe& ratio, Maybe input, const Tensor& weight, Ints sizes,
+                 Ints stride, Ints padding, Ints dilation, bool transposed, Ints output_padding, int64_t groups, bool bent,
+                 std::array<bool, 3> wanted) {
   const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
-  auto [result, sum] = tangent(map, std::move(t), std::move(a).value_or(Tensor()), gradient.value_or(Tensor()), bent, wanted);
-  return {std::move(result), unless_given(std::move(sum), gradient)};
+  auto [result, sum, of_bias] = tangent(map, std::move(t), given(std::move(a)), given(gradient), given(ratio),
+                                        given(std::move(input)), bent, wanted);
+  return {std::move(result), unless_given(std::move(sum), gradient), std::move(of_bias)};
 }
 
 Three second_op(Tensor b, Maybe input, const Maybe& gradient, const Tensor& weight, Ints sizes, Ints stride, Ints padding,
                 Ints dilation, bool transposed, Ints output_padding, int64_t groups, std::array<bool, 3> wanted) {
   const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
-  auto [below, sum, of_bias] =
-      second(map, std::move(b), std::move(input).value_or(Tensor()), gradient.value_or(Tensor()), wanted);
+  auto [below, sum, of_bias] = second(map, std::move(b), given(std::move(input)), given(gradient), wanted);
   return {std::move(below), unless_given(std::move(sum), gradient), std::move(of_bias)};
 }
 
@@ -118,11 +130,6 @@ bool adjoint_reads_input(const ConvolutionMap& map) {
   return map.options.groups > 1 && ArrangedConvolution(map).layout == Layout::as_it_comes;
 }
 
-Tensor convolution_arranged(const ConvolutionMap& map, Tensor values) {
-  const ArrangedConvolution as(map);
-  return as.plain(as.arranged(std::move(values)));
-}
-
 Tensor convolution_saved(const ConvolutionMap& map, const Tensor& input) { return ArrangedConvolution(map).arranged_saved(input); }
 
 Two convolution_adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input) {
@@ -135,13 +142,15 @@ Two convolution_adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input
   return {std::move(below), there.defined() ? there : std::move(arranged)};
 }
 
-Two convolution_tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, bool bent, bool wanted) {
+Three convolution_tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, const Tensor& ratio, Tensor input,
+                          bool bent, std::array<bool, 3> wanted) {
   static const auto op = find<&tangent_op>("gpfast::convolution_tangent");
   const auto& [weight, sizes, o, launched] = map;
-  if (launched) return tangent(map, std::move(t), std::move(a), std::move(gradient), bent, wanted);
-  auto [result, sum] = op.call(std::move(t), maybe(std::move(a)), maybe(gradient), weight, sizes, o.stride, o.padding, o.dilation,
-                               o.transposed, o.output_padding, o.groups, bent, wanted);
-  return {std::move(result), sum.defined() ? std::move(sum) : std::move(gradient)};
+  if (launched) return tangent(map, std::move(t), std::move(a), std::move(gradient), ratio, std::move(input), bent, wanted);
+  auto [result, sum, of_bias] = op.call(std::move(t), maybe(std::move(a)), maybe(gradient), maybe(ratio), maybe(std::move(input)),
+                                        weight, sizes, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups,
+                                        bent, wanted);
+  return {std::move(result), sum.defined() ? std::move(sum) : std::move(gradient), std::move(of_bias)};
 }
 
 Three convolution_second(const ConvolutionMap& map, Tensor b, Tensor input, Tensor gradient, std::array<bool, 3> wanted) {
@@ -156,11 +165,11 @@ Three convolution_second(const ConvolutionMap& map, Tensor b, Tensor input, Tens
 TORCH_LIBRARY_FRAGMENT(gpfast, m) {
   m.def("convolution_adjoint(Tensor a, Tensor? input, Tensor weight, int[] sizes, int[] stride, int[] padding, int[] dilation,"
         " bool transposed, int[] output_padding, int groups) -> (Tensor below, Tensor arranged)");
-  m.def("convolution_tangent(Tensor t, Tensor? a, Tensor(a!)? gradient, Tensor weight, int[] sizes, int[] stride, int[] padding,"
-        " int[] dilation, bool transposed, int[] output_padding, int groups, bool bent, bool wanted)"
-        " -> (Tensor result, Tensor gradient)");
-  m.def("convolution_second(Tensor b, Tensor? input, Tensor(a!)? gradient, Tensor weight, int[] sizes, int[] stride, int[] padding,"
-        " int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted)"
+  m.def("convolution_tangent(Tensor t, Tensor? a, Tensor(a!)? gradient, Tensor? ratio, Tensor? input, Tensor weight, int[] sizes,"
+        " int[] stride, int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, bool bent,"
+        " bool[3] wanted) -> (Tensor result, Tensor gradient, Tensor of_bias)");
+  m.def("convolution_second(Tensor b, Tensor? input, Tensor(a!)? gradient, Tensor weight, int[] sizes, int[] stride,"
+        " int[] padding, int[] dilation, bool transposed, int[] output_padding, int groups, bool[3] wanted)"
         " -> (Tensor below, Tensor gradient, Tensor of_bias)");
 }
 TORCH_LIBRARY_IMPL(gpfast, CompositeExplicitAutograd, m) {

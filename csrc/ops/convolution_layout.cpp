@@ -156,17 +156,17 @@ Tensor ArrangedConvolution::data_gradient(const Tensor& values) const {
 
 std::tuple<Tensor, Tensor> ArrangedConvolution::forward_and_gradient(const Tensor& h, const Tensor& z) const {
   const auto& o = options;
-  auto [forward, gradient, _] = at::convolution_backward(h, z, weight, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
-                                                         o.groups, {true, true, false});
-  return {std::move(forward), std::move(gradient)};
+  auto [made, gradient, _] = at::convolution_backward(h, z, weight, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(),
+                                                      o.groups, {true, true, false});
+  return {std::move(made), std::move(gradient)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> ArrangedConvolution::backward(const Tensor& z, const Tensor& h, const Tensor& weight,
                                                                  std::array<bool, 3> mask) const {
   const auto& o = options;
   const int64_t channels = o.transposed ? weight.size(1) * o.groups : weight.size(0);
-  auto [below, gradient, sums] = at::convolution_backward(z, h, weight, at::IntArrayRef(channels), o.stride, o.padding, o.dilation,
-                                                          o.transposed, o.output_padding, o.groups, mask);
+  auto [below, gradient, sums] = at::convolution_backward(z, h, weight, at::IntArrayRef(channels), o.stride, o.padding,
+                                                          o.dilation, o.transposed, o.output_padding, o.groups, mask);
   return {as_onednn_leaves_it(std::move(below), h), as_onednn_leaves_it(std::move(gradient), h), std::move(sums)};
 }
 

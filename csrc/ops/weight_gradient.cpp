@@ -72,8 +72,8 @@ void WeightGradient::add(Tensor& gradient, const Tensor& z, const Tensor& h) con
 }
 
 bool WeightGradient::is_one_call(const Tensor& gradient, const Tensor& z, const Tensor& h) const {
-  const bool otherwise = summed_ != Summed::as_it_comes || of_.slow_the_other_way() || by_convolution(z) || adds_in_blocks(gradient);
-  return !otherwise && parts(z, h) == 1;
+  if (summed_ != Summed::as_it_comes || of_.slow_the_other_way() || by_convolution(z) || adds_in_blocks(gradient)) return false;
+  return parts(z, h) == 1;
 }
 
 // Gradient and convolution both take memory of the weight's size while they run. The gradient stays, and takes less beside it
