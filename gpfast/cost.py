@@ -6,7 +6,8 @@ dispatched. `peak_bytes_raw` asks the allocator instead, so it sees ATen's works
 torch.compile.
 
 The tape runs in C++, below autograd and above the dispatcher, so `measure` sees all its operators, and sees memory go
-when it goes. `peak_bytes_raw` watches no tensor.
+when it goes; but what an operator is given is held until it returns, where a convolution's sweep lets go of it sooner.
+`peak_bytes_raw` watches no tensor.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ class Cost:
                  whose results have no elements are none. Zeros, ones, fills, copies, in-place and out= operators
                  are one each, and so is an ATen operator that takes several kernels inside. A fused operator of gpfast
                  counts as the GPU kernels it launches, one where it has none yet.
-    flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry: a product
-                 and a sum are two. Elementwise work, reductions, normalisation, products with vectors, fused recurrent
+    flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry, and of
+                 the products that gpfast's own operators are made of: a product and a sum are two. Elementwise work, reductions, normalisation, products with vectors, fused recurrent
                  layers and the CPU's own fused attention are not in it.
     bytes_moved  Read and written by those launches: every argument once, every result once, as if each launch touched
                  all of them and no cache held anything. A broadcast dimension (stride 0) counts once.

@@ -24,7 +24,8 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 Two adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input) {
   const ArrangedConvolution as(map);
   a = as.arranged(std::move(a));
-  Tensor below = input.defined() ? std::get<0>(as.backward(a, input, as.weight, {true, false, false})) : as.data_gradient(a);
+  const bool reads = input.defined() && as.layout == Layout::as_it_comes;
+  Tensor below = reads ? std::get<0>(as.backward(a, input, as.weight, {true, false, false})) : as.data_gradient(a);
   return {as.plain(std::move(below)), as.plain(std::move(a))};
 }
 
