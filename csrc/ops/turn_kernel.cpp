@@ -52,7 +52,8 @@ void turn_pixels(const T* found, T* into, at::IntArrayRef sizes, int64_t inputs,
 
 void turn_kernel(const at::Tensor& into, const at::Tensor& found, int64_t first, bool adds) {
   const bool planes = found.is_contiguous(), pixels = found.is_contiguous(at::MemoryFormat::ChannelsLast);
-  if (!found.is_cpu() || (!planes && !pixels) || !into.is_contiguous()) return turn_plain(into, found, first, adds);
+  const bool there = found.is_cpu() && !found.key_set().has(c10::DispatchKey::Python);  // a fake tensor has no memory
+  if (!there || (!planes && !pixels) || !into.is_contiguous()) return turn_plain(into, found, first, adds);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, found.scalar_type(), "turn_kernel", [&] {
     const int64_t inputs = into.size(1), height = into.size(2), width = into.size(3);
     const auto* from = found.const_data_ptr<scalar_t>();
