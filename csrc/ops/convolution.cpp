@@ -21,17 +21,19 @@ using Ints = at::IntArrayRef;
 using Two = std::tuple<Tensor, Tensor>;
 using Three = std::tuple<Tensor, Tensor, Tensor>;
 
-Two adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input) {
-  const ArrangedConvolution as(map);
+Two adjoint(const ArrangedConvolution& as, Tensor a, const Tensor& input) {
   a = as.arranged(std::move(a));
   const bool reads = input.defined() && as.layout == Layout::as_it_comes;
   Tensor below = reads ? std::get<0>(as.backward(a, input, as.weight, {true, false, false})) : as.data_gradient(a);
   return {as.plain(std::move(below)), as.plain(std::move(a))};
 }
 
-Three tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, const Tensor& ratio, Tensor input, bool bent,
+Tensor as_the_weight(const ArrangedConvolution& as, Tensor gradient) {
+  return gradient.defined() ? in_layout_of(gradient, as.plain(as.weight)) : gradient;
+}
+
+Three tangent(const ArrangedConvolution& as, Tensor t, Tensor a, Tensor gradient, const Tensor& ratio, Tensor input, bool bent,
               std::array<bool, 3> wanted) {
-  const ArrangedConvolution as(map);
   const WeightGradient of_weight(as, bent);
   Tensor result, of_bias, sum = as.with_height(std::move(gradient));
   t = as.arranged(std::move(t));
@@ -55,11 +57,10 @@ Three tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor gradient, co
     if (a.defined()) of_parameters(std::move(t));
   }
   sum = as.plain(std::move(sum));
-  return {as.plain(std::move(result)), bent || !sum.defined() ? std::move(sum) : in_layout_of(sum, map.weight), std::move(of_bias)};
+  return {as.plain(std::move(result)), bent ? std::move(sum) : as_the_weight(as, std::move(sum)), std::move(of_bias)};
 }
 
-Three second(const ConvolutionMap& map, Tensor b, Tensor input, Tensor gradient, std::array<bool, 3> wanted) {
-  const ArrangedConvolution as(map);
+Three second(const ArrangedConvolution& as, Tensor b, Tensor input, Tensor gradient, std::array<bool, 3> wanted) {
   const WeightGradient of_weight(as, /*bent=*/true);
   Tensor below, of_bias, sum = as.with_height(std::move(gradient));
   b = as.arranged(std::move(b));
@@ -74,21 +75,21 @@ Three second(const ConvolutionMap& map, Tensor b, Tensor input, Tensor gradient,
   }
   // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
   if (wanted[2] && !of_bias.defined()) of_bias = sum_by_channel(b);
-  sum = as.plain(std::move(sum));
-  return {as.plain(std::move(below)), sum.defined() ? in_layout_of(sum, map.weight) : sum, std::move(of_bias)};
+  return {as.plain(std::move(below)), as_the_weight(as, as.plain(std::move(sum))), std::move(of_bias)};
 }
 
 // As the dispatcher calls them: what is returned is no argument.
 
-ConvolutionMap map_of(const Tensor& weight, Ints sizes, Ints stride, Ints padding, Ints dilation, bool transposed,
-                      Ints output_padding, int64_t groups) {
+ArrangedConvolution convolution_of(const Tensor& weight, Ints sizes, Ints stride, Ints padding, Ints dilation, bool transposed,
+                                   Ints output_padding, int64_t groups) {
   const auto dims = static_cast<size_t>(weight.dim());
   const bool fit = 3 <= dims && dims <= 5 && sizes.size() == dims &&
                    std::all_of(stride.begin(), stride.end(), [](int64_t step) { return step > 0; });
   for (const auto values : {stride, padding, dilation, output_padding})
     TORCH_CHECK(fit && values.size() + 2 == dims, "gpfast::convolution: a weight of ", weight.sizes(), " for inputs of ", sizes,
                 " with ", values);
-  return {weight, sizes.vec(), {stride.vec(), padding.vec(), dilation.vec(), output_padding.vec(), transposed, groups}, false};
+  ConvolutionOptions options{stride.vec(), padding.vec(), dilation.vec(), output_padding.vec(), transposed, groups};
+  return ArrangedConvolution({weight, sizes.vec(), std::move(options), /*launched=*/false});
 }
 
 Tensor given(Maybe z) { return std::move(z).value_or(Tensor()); }
@@ -96,25 +97,25 @@ Tensor unless_given(Tensor sum, const Maybe& into) { return into && sum.is_alias
 
 Two adjoint_op(Tensor a, const Maybe& input, const Tensor& weight, Ints sizes, Ints stride, Ints padding, Ints dilation,
                bool transposed, Ints output_padding, int64_t groups) {
-  const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
-  const bool is_arranged = ArrangedConvolution(map).is_arranged(a);
-  auto [below, arranged] = adjoint(map, std::move(a), given(input));
+  const auto as = convolution_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
+  const bool is_arranged = as.is_arranged(a);
+  auto [below, arranged] = adjoint(as, std::move(a), given(input));
   return {std::move(below), is_arranged ? Tensor() : std::move(arranged)};
 }
 
 Three tangent_op(Tensor t, Maybe a, const Maybe& gradient, const Maybe& ratio, Maybe input, const Tensor& weight, Ints sizes,
                  Ints stride, Ints padding, Ints dilation, bool transposed, Ints output_padding, int64_t groups, bool bent,
                  std::array<bool, 3> wanted) {
-  const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
-  auto [result, sum, of_bias] = tangent(map, std::move(t), given(std::move(a)), given(gradient), given(ratio),
+  const auto as = convolution_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
+  auto [result, sum, of_bias] = tangent(as, std::move(t), given(std::move(a)), given(gradient), given(ratio),
                                         given(std::move(input)), bent, wanted);
   return {std::move(result), unless_given(std::move(sum), gradient), std::move(of_bias)};
 }
 
 Three second_op(Tensor b, Maybe input, const Maybe& gradient, const Tensor& weight, Ints sizes, Ints stride, Ints padding,
                 Ints dilation, bool transposed, Ints output_padding, int64_t groups, std::array<bool, 3> wanted) {
-  const auto map = map_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
-  auto [below, sum, of_bias] = second(map, std::move(b), given(std::move(input)), given(gradient), wanted);
+  const auto as = convolution_of(weight, sizes, stride, padding, dilation, transposed, output_padding, groups);
+  auto [below, sum, of_bias] = second(as, std::move(b), given(std::move(input)), given(gradient), wanted);
   return {std::move(below), unless_given(std::move(sum), gradient), std::move(of_bias)};
 }
 
@@ -136,7 +137,7 @@ Tensor convolution_saved(const ConvolutionMap& map, const Tensor& input) { retur
 Two convolution_adjoint(const ConvolutionMap& map, Tensor a, const Tensor& input) {
   static const auto op = find<&adjoint_op>("gpfast::convolution_adjoint");
   const auto& [weight, sizes, o, launched] = map;
-  if (launched) return adjoint(map, std::move(a), input);
+  if (launched) return adjoint(ArrangedConvolution(map), std::move(a), input);
   const Tensor there = ArrangedConvolution(map).is_arranged(a) ? a : Tensor();
   auto [below, arranged] = op.call(std::move(a), maybe(input), weight, sizes, o.stride, o.padding, o.dilation, o.transposed,
                                    o.output_padding, o.groups);
@@ -147,7 +148,9 @@ Three convolution_tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor 
                           bool bent, std::array<bool, 3> wanted) {
   static const auto op = find<&tangent_op>("gpfast::convolution_tangent");
   const auto& [weight, sizes, o, launched] = map;
-  if (launched) return tangent(map, std::move(t), std::move(a), std::move(gradient), ratio, std::move(input), bent, wanted);
+  if (launched)
+    return tangent(ArrangedConvolution(map), std::move(t), std::move(a), std::move(gradient), ratio, std::move(input), bent,
+                   wanted);
   auto [result, sum, of_bias] = op.call(std::move(t), maybe(std::move(a)), maybe(gradient), maybe(ratio), maybe(std::move(input)),
                                         weight, sizes, o.stride, o.padding, o.dilation, o.transposed, o.output_padding, o.groups,
                                         bent, wanted);
@@ -157,7 +160,7 @@ Three convolution_tangent(const ConvolutionMap& map, Tensor t, Tensor a, Tensor 
 Three convolution_second(const ConvolutionMap& map, Tensor b, Tensor input, Tensor gradient, std::array<bool, 3> wanted) {
   static const auto op = find<&second_op>("gpfast::convolution_second");
   const auto& [weight, sizes, o, launched] = map;
-  if (launched) return second(map, std::move(b), std::move(input), std::move(gradient), wanted);
+  if (launched) return second(ArrangedConvolution(map), std::move(b), std::move(input), std::move(gradient), wanted);
   auto [below, sum, of_bias] = op.call(std::move(b), maybe(std::move(input)), maybe(gradient), weight, sizes, o.stride, o.padding,
                                        o.dilation, o.transposed, o.output_padding, o.groups, wanted);
   return {std::move(below), sum.defined() ? std::move(sum) : std::move(gradient), std::move(of_bias)};

@@ -66,12 +66,10 @@ Tensor contiguous(const Tensor& z) {
   return at::as_strided(relaid(z, contiguous_order(z.dim())), z.sizes(), strides);
 }
 
-ArrangedConvolution::ArrangedConvolution(const ConvolutionMap& map)
-    : weight(map.weight), sizes(map.sizes), options(map.options), launched(map.launched),
-      inputs(c10::multiply_integers(sizes)), outputs(c10::multiply_integers(output_sizes(map))),
-      layout(layout_for(weight, inputs + outputs, launched)) {
-  // Only four dimensions have channels_last.
-  flat = layout != Layout::as_it_comes && weight.dim() == 3;
+ArrangedConvolution::ArrangedConvolution(ConvolutionMap map)
+    : ConvolutionMap(std::move(map)), inputs(c10::multiply_integers(sizes)), outputs(c10::multiply_integers(output_sizes(*this))),
+      layout(layout_for(weight, inputs + outputs, launched)),
+      flat(layout != Layout::as_it_comes && weight.dim() == 3) {  // only four dimensions have channels_last
   if (!flat) return;
   weight = weight.unsqueeze(2);
   sizes.insert(sizes.begin() + 2, 1);

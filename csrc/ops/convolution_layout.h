@@ -7,11 +7,11 @@ namespace gpfast {
 
 enum class Layout { as_it_comes, contiguous, channels_last };
 
-class ArrangedConvolution {
+// One dimension has become two, of height 1, in weight, sizes and options, and in what is arranged; in what is plain it is one.
+class ArrangedConvolution : public ConvolutionMap {
  public:
-  explicit ArrangedConvolution(const ConvolutionMap& map);
+  explicit ArrangedConvolution(ConvolutionMap map);
 
-  // One dimension has become two, of height 1, in what is arranged, and in weight, sizes and options.
   at::Tensor arranged(at::Tensor z) const;
   at::Tensor arranged_saved(const at::Tensor& h) const;
   bool is_arranged(const at::Tensor& z) const;
@@ -29,12 +29,9 @@ class ArrangedConvolution {
 
   int64_t output_channels() const { return options.transposed ? weight.size(1) * options.groups : weight.size(0); }
 
-  at::Tensor weight;
-  std::vector<int64_t> sizes;  // of the input
-  ConvolutionOptions options;
-  bool launched, flat;
   int64_t inputs, outputs;  // elements of the values
   Layout layout;
+  bool flat;
 
  private:
   std::vector<int64_t> cut_off() const;
