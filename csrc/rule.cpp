@@ -1,19 +1,11 @@
 #include "rule.h"
 
-#include <ATen/Context.h>
-#include <ATen/MemoryOverlap.h>
 #include <ATen/ops/add.h>
-#include <ATen/ops/addcmul.h>
-#include <ATen/ops/empty_like.h>
-#include <ATen/ops/mul.h>
-#include <ATen/ops/real.h>
 #include <torch/csrc/autograd/edge.h>
 #include <torch/csrc/autograd/function.h>
 
 #include <atomic>
 #include <typeinfo>
-
-#include "ops/relayout.h"
 
 namespace gpfast {
 namespace {
@@ -57,8 +49,6 @@ Reader Rule::repeats(const at::Tensor& adjoint) const {
   return static_cast<int64_t>(adjoint.nbytes()) >= least && above.repeats_adjoint() ? above : Reader{};
 }
 
-bool launched(const at::Tensor& tensor) { return !tensor.is_cpu() || !at::globalContext().userEnabledMkldnn(); }
-
 Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }
 
 at::ScalarType Place::dtype(size_t i) const { return c10::typeMetaToScalarType(metadata(*node, i).dtype()); }
@@ -67,23 +57,6 @@ Sizes sizes_of(const torch::autograd::InputMetadata& value) {
   Sizes sizes;
   for (const auto& size : value.shape_as_dim_vector()) sizes.push_back(size.guard_int(__FILE__, __LINE__));
   return sizes;
-}
-
-namespace {
-
-// A Python object that nobody in Python refers to any more counts as well: it lives on because its tensor does.
-template <typename T>
-bool held_once(size_t count, T* held) {
-  return count == 1 || (count == 2 && held->pyobj_slot()->has_unique_reference());
-}
-
-}  // namespace
-
-bool ours(const at::Tensor& tensor) {
-  if (!tensor.defined() || !held_once(tensor.use_count(), tensor.unsafeGetTensorImpl()) || !tensor.has_storage()) return false;
-  const auto& storage = tensor.storage();
-  return held_once(storage.use_count(), storage.unsafeGetStorageImpl()) && tensor.is_non_overlapping_and_dense() &&
-         !tensor._is_zerotensor();
 }
 
 namespace {
@@ -123,49 +96,11 @@ void accumulate(at::Tensor& into, at::Tensor value) {
   }
 }
 
-at::Tensor over_rows(const at::Tensor& numbers, int64_t rows) {
-  const int64_t samples = numbers.numel();
-  return (rows == samples ? numbers : numbers.reshape({samples, 1}).expand({samples, rows / samples})).reshape({rows});
-}
-
-namespace {
-
-// To be broadcast against z.
-at::Tensor along_samples(const at::Tensor& numbers, const at::Tensor& z) {
-  Sizes sizes{z.size(0)};
-  while (static_cast<int64_t>(sizes.size()) < z.dim()) sizes.push_back(1);
-  return over_rows(numbers, z.size(0)).view(sizes);
-}
-
-}  // namespace
-
-at::Tensor with_ratio(at::Tensor t, const at::Tensor& ratio, const at::Tensor& h) {
-  const auto by = along_samples(ratio, h);
-  return ours(t) && t.scalar_type() == h.scalar_type() ? t.addcmul_(h, by) : cast(at::addcmul(t, h, by), t.scalar_type());
-}
-
-at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z) {
-  return cast(at::mul(z, along_samples(ratio, z)), z.scalar_type());
-}
-
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors) {
   int64_t bytes = 0;
   for (const auto& tensor : tensors)
     if (tensor.defined() && tensor.has_storage()) bytes += static_cast<int64_t>(tensor.nbytes());
   return bytes;
-}
-
-at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
-  if (tensor.strides() == like.strides()) return tensor;
-  const auto order = order_by_strides(like, like.dim());
-  if (is_dense_in(like, order)) return relaid(tensor, order);
-  return at::empty_like(like, tensor.options()).copy_(tensor);
-}
-
-at::Tensor cast(at::Tensor tensor, at::ScalarType dtype) {
-  if (tensor.scalar_type() == dtype) return tensor;
-  if (!tensor.is_complex() || at::isComplexType(dtype)) return tensor.to(dtype);
-  return at::real(tensor).to(dtype, /*non_blocking=*/false, /*copy=*/true);
 }
 
 at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype) {

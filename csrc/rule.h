@@ -7,7 +7,9 @@
 
 #include "ops/activation_launch.h"
 #include "ops/gate.h"
+#include "ops/launched.h"
 #include "ops/relayout.h"
+#include "ops/tensors.h"
 
 namespace torch::autograd {
 struct InputMetadata;
@@ -146,32 +148,16 @@ inline bool Reader::repeats_adjoint() const { return rule && rule->repeats_adjoi
 inline at::Tensor Reader::adjoint_again() const { return rule->adjoint_again(input); }
 
 Sizes sizes_of(const torch::autograd::InputMetadata& value);
-// Nobody else holds the tensor or its memory, and every element has its own place: it may be overwritten.
-bool ours(const at::Tensor& tensor);
 // A view, as at::as_strided makes it, in a tenth of its time where it is of a plain tensor.
 at::Tensor viewed(const at::Tensor& tensor, at::IntArrayRef sizes, at::IntArrayRef strides, int64_t offset);
 // The last two dimensions swapped: such a view.
 at::Tensor transposed(const at::Tensor& matrix);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
-// On a GPU, or counted as if it were: calls cost, so that ATen is asked for as much as possible in each. There, what saves memory
-// but costs a launch is done for so many bytes: where the tensor itself is what memory is short of.
-bool launched(const at::Tensor& tensor);
-constexpr int64_t kWorthALaunch = 64 << 20;
 // From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
-// A number for each of so many rows, from one a sample, which have equal shares of them.
-at::Tensor over_rows(const at::Tensor& numbers, int64_t rows);
-// t + ratio h, sample by sample: a number for each, which have equal shares of dimension 0. In place where t is ours.
-at::Tensor with_ratio(at::Tensor t, const at::Tensor& ratio, const at::Tensor& h);
-// ratio z
-at::Tensor by_ratio(const at::Tensor& ratio, const at::Tensor& z);
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);
-// In the dense layout of `like`, which has the same sizes: no copy where it is already.
-at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like);
-// To the dtype; of a complex value to a real one, its real part.
-at::Tensor cast(at::Tensor tensor, at::ScalarType dtype);
 // Summed over the dimensions that broadcasting added or stretched, to `sizes`, and cast.
 at::Tensor reduced_to(at::Tensor tensor, at::IntArrayRef sizes, at::ScalarType dtype);
 

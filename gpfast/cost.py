@@ -6,7 +6,8 @@ dispatched. `peak_bytes_raw` asks the allocator instead, so it sees ATen's works
 torch.compile.
 
 The tape runs in C++, below autograd and above the dispatcher, so `measure` sees all its operators, and sees memory go
-when it goes. `peak_bytes_raw` watches no tensor.
+when it goes; but what an operator is given is held until it returns, where a convolution's sweep lets go of it sooner.
+`peak_bytes_raw` watches no tensor.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 _ALLOCATIONS = {"empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided"}
+_OF_OTHERS = {"convolution_adjoint", "convolution_tangent", "convolution_second"}  # of gpfast
 _OVERWRITERS = {"bernoulli_", "copy_", "exponential_", "fill_", "normal_", "random_", "uniform_", "zero_"}
 
 
@@ -34,14 +36,16 @@ class Cost:
 
     peak_bytes   The most bytes alive at once beyond what was there before. A storage counts once, however many
                  tensors view it; gradients put into `.grad` and the call's own result are new, so they count. What an
-                 operator allocates for itself and frees before it returns (ATen's workspace) is not seen.
+                 operator allocates for itself and frees before it returns (ATen's workspace) is not seen, but within
+                 the sweeps of a convolution.
     launches     Dispatched operators that write memory. Views, metadata, allocations (empty, empty_like) and operators
                  whose results have no elements are none. Zeros, ones, fills, copies, in-place and out= operators
                  are one each, and so is an ATen operator that takes several kernels inside. A fused operator of gpfast
                  counts as the GPU kernels it launches, one where it has none yet.
-    flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry: a product
-                 and a sum are two. Elementwise work, reductions, normalisation, products with vectors, fused recurrent
-                 layers and the CPU's own fused attention are not in it.
+    flop         Of matrix products, convolutions and fused attention, by torch.utils.flop_counter's registry, and of
+                 the products that gpfast's own operators are made of: a product and a sum are two. Elementwise work,
+                 reductions, normalisation, products with vectors, fused recurrent layers and the CPU's own fused
+                 attention are not in it.
     bytes_moved  Read and written by those launches: every argument once, every result once, as if each launch touched
                  all of them and no cache held anything. A broadcast dimension (stride 0) counts once.
     """
@@ -108,6 +112,7 @@ class Counter(TorchDispatchMode):
         super().__init__()
         self.granularity = granularity
         self.live = self.peak = self.launches = self.flop = self.moved = 0
+        self._inside = False  # an operator that is made of others
         self._storages: dict[int, tuple[weakref.ref, bool, int]] = {}  # by address: storage, whether new, bytes counted
 
     def add_existing(self, structure: Any) -> None:
@@ -132,7 +137,7 @@ class Counter(TorchDispatchMode):
         for tensor in inputs:
             self._meet(tensor, new=False)
         before = {_address(tensor) for tensor in inputs}
-        result = function(*args, **kwargs)
+        result = self._run(function, args, kwargs)
         outputs = _tensors(result)
         for tensor in outputs:
             self._meet(tensor, new=True)
@@ -141,7 +146,7 @@ class Counter(TorchDispatchMode):
         for tensor in changed:
             self._meet(tensor, new=True)  # out= may have grown it
         written = [] if _only_allocates(function) else [t for t in _distinct(made + changed) if t.numel()]
-        if written:
+        if written and not self._inside:
             formula = _flop_formula(function)
             unread = {id(tensor) for tensor in overwritten}
             read = [] if _only_fills(function) else [t for t in _distinct(inputs) if id(t) not in unread]
@@ -151,6 +156,17 @@ class Counter(TorchDispatchMode):
                 sum(map(_touched_bytes, read)) + sum(map(_touched_bytes, written)),
             )
         return result
+
+    def _run(self, function, args: tuple, kwargs: dict) -> Any:
+        """One that is made of others is a launch, and what they allocate is seen."""
+        if function._schema.name.removeprefix("gpfast::") not in _OF_OTHERS or self._inside:
+            return function(*args, **kwargs)
+        self._inside = True
+        try:
+            with self:
+                return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
+        finally:
+            self._inside = False
 
     def count(self, launches: int, flop: int, moved: int) -> None:
         """Adds what one dispatched operator cost."""
@@ -234,7 +250,39 @@ def _second_flop(b: Tensor | None, room: Tensor, weights: list[Tensor], *rest: A
     return 2 * rows * sum(weight.numel() for weight in [weights[i] for i in wanted] + weights[lowest + 1 : highest + 1])
 
 
-_OWN_FLOP = {"dense_adjoint": _adjoint_flop, "dense_tangent": _tangent_flop, "dense_second": _second_flop}
+# Of a convolution: a product for each pair of an element of the weight and a pixel of its smaller end.
+
+
+def _convolution_flop(above: tuple, weight: Tensor, below: list[int], transposed: bool) -> int:
+    sizes = below if transposed else above
+    return 2 * sizes[0] * math.prod(sizes[2:]) * weight.numel()
+
+
+def _convolution_adjoint_flop(a: Tensor, h: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any) -> int:
+    return _convolution_flop(a.shape, weight, sizes, options[3])
+
+
+def _convolution_tangent_flop(
+    t: Tensor, a: Tensor | None, gradient: Any, ratio: Any, h: Any, weight: Tensor, *options: Any, out_val: Any
+) -> int:
+    above = out_val[0] if a is None else a
+    return sum(options[-1][:2]) * _convolution_flop(above.shape, weight, t.shape, options[4])
+
+
+def _convolution_second_flop(
+    b: Tensor, h: Any, gradient: Any, weight: Tensor, sizes: list[int], *options: Any, out_val: Any
+) -> int:
+    return sum(options[-1][:2]) * _convolution_flop(b.shape, weight, sizes, options[3])
+
+
+_OWN_FLOP = {
+    "dense_adjoint": _adjoint_flop,
+    "dense_tangent": _tangent_flop,
+    "dense_second": _second_flop,
+    "convolution_adjoint": _convolution_adjoint_flop,
+    "convolution_tangent": _convolution_tangent_flop,
+    "convolution_second": _convolution_second_flop,
+}
 
 
 def _only_allocates(function) -> bool:

@@ -86,7 +86,8 @@ class OperatorCounter(Counter):
             with self:
                 return function._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **(kwargs or {}))
         floats = (x.dtype for x in tree_iter((args, kwargs)) if isinstance(x, Tensor) and x.is_floating_point())
-        self._now = str(function._overloadpacket), next(floats, None)
+        if not self._inside:
+            self._now = str(function._overloadpacket), next(floats, None)
         return super().__torch_dispatch__(function, types, args, kwargs)
 
     def count(self, launches: int, flop: int, moved: int) -> None:

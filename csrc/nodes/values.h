@@ -22,11 +22,4 @@ inline at::Tensor scaled(at::Tensor z, double factor) {
   return ours(z) ? z.mul_(factor) : at::mul(z, factor);
 }
 
-// Of (n, channels, ...).
-inline at::Tensor sum_by_channel(const at::Tensor& z) {
-  Sizes dimensions{0};
-  for (int64_t d = 2; d < z.dim(); ++d) dimensions.push_back(d);
-  return z.sum(dimensions);
-}
-
 }  // namespace gpfast

@@ -3,6 +3,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_permuted.h>
 #include <torch/library.h>
 
@@ -160,6 +161,13 @@ at::Tensor relaid(const at::Tensor& tensor, at::IntArrayRef order) {
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("gpfast::relayout", "").typed<decltype(relayout)>();
   return op.call(tensor, order);
+}
+
+at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like) {
+  if (tensor.strides() == like.strides()) return tensor;
+  const auto order = order_by_strides(like, like.dim());
+  if (is_dense_in(like, order)) return relaid(tensor, order);
+  return at::empty_like(like, tensor.options()).copy_(tensor);
 }
 
 namespace {

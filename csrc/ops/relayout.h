@@ -20,8 +20,10 @@ bool is_dense_in(const at::Tensor& tensor, at::IntArrayRef order);
 // The tensor in that order: itself, or a copy. Between NCHW and channels_last the copy is a blocked transposition, several times
 // as fast as ATen's.
 at::Tensor relaid(const at::Tensor& tensor, at::IntArrayRef order);
-// The same, of what a forward saved: nodes that saved one tensor share the copy, while a SharedCopies lives in their thread. Nobody
-// writes to it.
+// In the dense layout of `like`, which has the same sizes: no copy where it is already.
+at::Tensor in_layout_of(const at::Tensor& tensor, const at::Tensor& like);
+// The same as relaid, of what a forward saved: nodes that saved one tensor share the copy, while a SharedCopies lives in their
+// thread. Nobody writes to it.
 at::Tensor relaid_saved(const at::Tensor& tensor, at::IntArrayRef order);
 // A view where there is one.
 at::Tensor reshaped(const at::Tensor& tensor, at::IntArrayRef sizes);
