@@ -267,3 +267,19 @@ def test_what_is_rearranged_goes_before_the_product():
     held = cost.measure(step, existing=(critic, x)).peak_bytes  # by Python, which sees the operators
     critic.zero_grad(set_to_none=True)
     assert cost.peak_bytes_raw(step) < 0.9 * held
+
+
+def test_what_pytorch_asks_sizes_of_need_not_be_made():
+    """The gradient of groups in channels_last is asked for with an input, of which it reads sizes and strides."""
+    z, weight = channels_last(torch.randn(8, 64, 16, 16)), torch.randn(64, 8, 3, 3)
+    h = torch.randn(8, 64, 32, 32)
+    arguments = weight, list(h.shape), [2, 2], [1, 1], [1, 1], False, [0, 0], 8
+
+    def with_input():
+        return OPS.convolution_adjoint(z, h, *arguments)
+
+    def without():
+        return OPS.convolution_adjoint(z, None, *arguments)
+
+    torch.testing.assert_close(with_input()[0], without()[0], rtol=0, atol=0)
+    assert cost.peak_bytes_raw(with_input) <= cost.peak_bytes_raw(without) - h.nbytes

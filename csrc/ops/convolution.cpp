@@ -24,7 +24,7 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 Two adjoint(const ArrangedConvolution& as, Tensor a, const Tensor& input) {
   a = as.arranged(std::move(a));
   const bool reads = input.defined() && as.layout == Layout::as_it_comes;
-  Tensor below = reads ? std::get<0>(as.backward(a, input, as.weight, {true, false, false})) : as.data_gradient(a);
+  Tensor below = reads ? std::get<0>(as.backward(a, input, as.weight, {true, false, false})) : as.data_gradient(a, input);
   return {as.plain(std::move(below)), as.plain(std::move(a))};
 }
 
@@ -70,7 +70,7 @@ Three second(const ArrangedConvolution& as, Tensor b, Tensor input, Tensor gradi
     std::tie(below, more, of_bias) = as.backward(b, input, as.weight, {wanted[0], true, wanted[2] && as.launched});
     WeightGradient::add(sum, std::move(more));
   } else {
-    if (wanted[0]) below = as.data_gradient(b);
+    if (wanted[0]) below = as.data_gradient(b, input);
     if (wanted[1]) of_weight.add(sum, b, input);
   }
   // On the CPU apart: oneDNN adds a bias' gradient up one by one, PyTorch in a cascade.
@@ -129,7 +129,7 @@ Maybe maybe(Tensor z) { return z.defined() ? Maybe(std::move(z)) : std::nullopt;
 }  // namespace
 
 bool adjoint_reads_input(const ConvolutionMap& map) {
-  return map.options.groups > 1 && ArrangedConvolution(map).layout == Layout::as_it_comes;
+  return map.options.groups > 1 && ArrangedConvolution(map).reads_input();
 }
 
 Tensor convolution_saved(const ConvolutionMap& map, const Tensor& input) { return ArrangedConvolution(map).arranged_saved(input); }

@@ -23,7 +23,7 @@ struct ConvolutionMap {
   bool launched;  // as launched() said when the graph was read: the sweeps that finish may run under another setting
 };
 
-// Whether convolution_adjoint is given the input: ATen's own kernels for groups read its sizes.
+// Whether convolution_adjoint is given the input: PyTorch's kernels for groups ask its sizes and strides, and some read no more.
 bool adjoint_reads_input(const ConvolutionMap& map);
 
 // What a forward saved as convolution_tangent and convolution_second take it without a copy; such copies are shared.

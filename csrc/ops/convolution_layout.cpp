@@ -6,6 +6,7 @@
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/empty.h>
+#include <c10/core/MemoryFormat.h>
 #include <c10/util/accumulate.h>
 
 #include <algorithm>
@@ -139,14 +140,24 @@ bool ArrangedConvolution::reorders_groups() const {
   return layout == Layout::channels_last && o.groups > 1 && !depthwise && !o.transposed;
 }
 
+bool ArrangedConvolution::reads_input() const { return layout == Layout::as_it_comes ? options.groups > 1 : reorders_groups(); }
+
+// What has its sizes and strides, and no values that anyone reads.
+Tensor ArrangedConvolution::stand_in(const Tensor& input, const Tensor& z, at::MemoryFormat format) const {
+  const bool fits = input.defined() && input.is_non_overlapping_and_dense() && format != at::MemoryFormat::Contiguous;
+  if (!fits) return at::empty(sizes, z.options(), format);
+  const bool volumes = z.dim() == 5;
+  return at::as_strided(input, sizes, volumes ? c10::get_channels_last_strides_3d(sizes) : c10::get_channels_last_strides_2d(sizes));
+}
+
 // oneDNN's data gradient is slower than the convolution the other way, and takes its layout from the input that was kept.
-Tensor ArrangedConvolution::data_gradient(const Tensor& values) const {
+Tensor ArrangedConvolution::data_gradient(const Tensor& values, const Tensor& input) const {
   const auto& o = options;
   const Tensor z = slow_the_other_way() ? contiguous(values) : values;
   if (unfolds(z) || reorders_groups()) {
     const auto last = weight.dim() == 5 ? at::MemoryFormat::ChannelsLast3d : at::MemoryFormat::ChannelsLast;
     const auto format = layout == Layout::channels_last && !slow_the_other_way() ? last : at::MemoryFormat::Contiguous;
-    return std::get<0>(backward(z, at::empty(sizes, z.options(), format), weight, {true, false, false}));
+    return std::get<0>(backward(z, stand_in(input, z, format), weight, {true, false, false}));
   }
   Tensor made = at::convolution(z, weight, {}, o.stride, o.padding, o.dilation, !o.transposed, cut_off(), o.groups);
   return as_onednn_leaves_it(std::move(made), z);

@@ -19,7 +19,10 @@ class ArrangedConvolution : public ConvolutionMap {
   at::Tensor with_height(at::Tensor z) const;
 
   at::Tensor forward(const at::Tensor& h) const;
-  at::Tensor data_gradient(const at::Tensor& z) const;
+  // input: what may stand for the forward's, where PyTorch asks its sizes and strides; undefined where nothing of its size is there.
+  at::Tensor data_gradient(const at::Tensor& z, const at::Tensor& input) const;
+  // Whether it asks for one.
+  bool reads_input() const;
   // The convolution the other way is up to forty times as slow in channels_last.
   bool slow_the_other_way() const;
   // Both gradients of the convolution the other way: w * h, and the weight's gradient.
@@ -37,6 +40,7 @@ class ArrangedConvolution : public ConvolutionMap {
   std::vector<int64_t> cut_off() const;
   bool unfolds(const at::Tensor& z) const;
   bool reorders_groups() const;
+  at::Tensor stand_in(const at::Tensor& input, const at::Tensor& z, at::MemoryFormat format) const;
   at::Tensor as_onednn_leaves_it(at::Tensor made, const at::Tensor& z) const;
 };
 
