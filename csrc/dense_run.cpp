@@ -55,7 +55,7 @@ std::unique_ptr<DenseRun> DenseRun::from(const Plan& plan, size_t top, size_t ma
     const auto& step = steps[at];
     if (!step.rule || !step.runs_tangent || step.awaits_second || step.place.outputs != 1) break;
     if (step.place.proportional != run->proportional_ || (step.place.bent && (custom || run->proportional_))) break;
-    if (at != top && (step.readers[0].step != kNobody || step.a[0].defined())) break;
+    if (at != top && (step.reader.step != kNobody || step.a[0].defined())) break;
     const auto of = step.rule->of_rows();
     const auto input = live_input(step);
     if (!input) break;

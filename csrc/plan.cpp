@@ -110,7 +110,6 @@ class GraphReader {
     place.node = node.get();
     place.outputs = node->num_inputs();
     step.uses.resize(place.outputs);
-    step.readers.resize(place.outputs);
     for (size_t k = 0; k < place.outputs; ++k) {
       const auto& output = node->input_metadata(k);
       if (output.is_nested_tensor()) refuse(*node, "makes a nested tensor");

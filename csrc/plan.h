@@ -29,7 +29,6 @@ struct Escape {
 };
 
 constexpr int kNobody = -1, kSeveral = -2;
-// The only step that reads an output, as which of its inputs.
 struct ReadBy {
   int step = kNobody;
   size_t input = 0;
@@ -44,7 +43,7 @@ struct Step {
   Alone* alone = nullptr;      // the rule, where it is the one that runs the node by PyTorch
   Values a, t, b;              // one an output; each only between its sweep's writer and reader
   c10::SmallVector<int, 2> uses;  // of the tangents, one an output
-  c10::SmallVector<ReadBy, 2> readers;  // one an output
+  ReadBy reader;  // the only step that reads the output, as which of its inputs, where there is no more than that
   bool runs_tangent = false, runs_second = false;
   bool awaits_second = false;  // a second adjoint may arrive although no adjoint does
   bool sink = false;  // one of Plan::sinks

@@ -45,8 +45,7 @@ int64_t set_worth_passes(int64_t bytes) { return worth_passes.exchange(bytes); }
 
 Reader Rule::repeats(const at::Tensor& adjoint) const {
   const int64_t least = launched(adjoint) ? kWorthALaunch : worth_passes.load();
-  const auto above = reader();
-  return static_cast<int64_t>(adjoint.nbytes()) >= least && above.repeats_adjoint() ? above : Reader{};
+  return static_cast<int64_t>(adjoint.nbytes()) >= least && reader.repeats_adjoint() ? reader : Reader{};
 }
 
 Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }

@@ -63,7 +63,7 @@ struct OfRows {
 };
 
 class Rule;
-// Of the operations that read a value, the only one, and as which of its inputs; none where several do.
+// The only operation that reads a value, and as which of its inputs; none where several do.
 struct Reader {
   Rule* rule = nullptr;
   size_t input = 0;
@@ -121,8 +121,8 @@ class Rule {
   virtual OfRows of_rows() const { return {}; }
   virtual void made(at::Tensor /*of_weight*/, at::Tensor /*sums*/) {}
 
-  // One an output. Set by the sweeps before adjoint, for what then arrives, and again before borrow.
-  c10::SmallVector<Reader, 1> readers;
+  // Of the first output, where no other has one. Set by the sweeps before adjoint, for what then arrives, and again before borrow.
+  Reader reader;
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
   // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and
@@ -133,8 +133,6 @@ class Rule {
   bool keep = false;
 
  protected:
-  // Of the first output, where the others, a norm's statistics, have no adjoints.
-  Reader reader() const { return readers.empty() ? Reader{} : readers[0]; }
   // The reader, where it makes an adjoint of this size again: the passes over memory that it takes are worth what need not be held.
   Reader repeats(const at::Tensor& adjoint) const;
 

@@ -186,7 +186,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
   for (size_t i = 0; i < seeds.size(); ++i) {
     const auto& root = plan_.roots[i];
     if (root.target >= 0) accumulate(gradients[root.target], seeds[i]);
-    if (root.step >= 0) steps[root.step].place.bent |= bent, steps[root.step].readers[root.output].step = kSeveral;
+    if (root.step >= 0) steps[root.step].place.bent |= bent, steps[root.step].reader.step = kSeveral;
     if (root.step >= 0) accumulate(steps[root.step].a[root.output], std::move(seeds[i]));
   }
   seeds.clear();
@@ -204,7 +204,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     if (at < made_) make_rules(at);
     if (at == waist_at_) {
       Plain plain;
-      step.readers[0].step = kSeveral;
+      step.reader.step = kSeveral;
       step.a[0] = waist_.open(std::move(step.a[0]));
     }
     if (adjoint_of_run(at, gradients)) {
@@ -220,7 +220,7 @@ variable_list Tape::adjoint(variable_list seeds, bool bent) {
     } else {
       Plain plain;
       offer_adjoints(step);
-      tell_readers(step);
+      step.rule->reader = reader(step);
       if (takes_multiples(step)) step.held = step.a[0];
       out = step.rule->adjoint(std::move(step.a));
     }
@@ -250,7 +250,7 @@ bool Tape::adjoint_of_run(size_t top, variable_list& gradients) {
   }
   for (size_t at = top; at > run->bottom(); --at) {
     plan_.steps[at].a.clear();
-    plan_.steps[at - 1].readers[0].step = static_cast<int>(at);
+    plan_.steps[at - 1].reader.step = static_cast<int>(at);
     plan_.steps[at - 1].uses.back() += 1;
   }
   bottom.a.clear();
@@ -259,10 +259,9 @@ bool Tape::adjoint_of_run(size_t top, variable_list& gradients) {
   return true;
 }
 
-void Tape::tell_readers(const Step& step) const {
-  step.rule->readers.clear();
-  for (const auto& by : step.readers)
-    step.rule->readers.push_back(by.step >= 0 ? Reader{plan_.steps[by.step].rule.get(), by.input} : Reader{});
+Reader Tape::reader(const Step& step) const {
+  const auto& by = step.reader;
+  return by.step >= 0 ? Reader{plan_.steps[by.step].rule.get(), by.input} : Reader{};
 }
 
 // A rule may add to what is there already. What it leaves is put back before its own values arrive.
@@ -324,9 +323,8 @@ void Tape::give_adjoint(Step& step, Values out, variable_list& gradients) {
       accumulate(gradients[source.target], out[i]);
     }
     auto& below = plan_.steps[source.step];
-    auto& reader = below.readers[source.output];
-    const bool only = reader.step == kNobody && source.target < 0;
-    reader = {only ? static_cast<int>(&step - plan_.steps.data()) : kSeveral, i};
+    const bool only = below.reader.step == kNobody && source.target < 0 && source.output == 0;
+    below.reader = {only ? static_cast<int>(&step - plan_.steps.data()) : kSeveral, i};
     below.uses[source.output] += step.runs_tangent;
     if (step.rule->onto[i].defined()) accumulate(below.a[source.output], std::move(step.rule->onto[i]));
     accumulate(below.a[source.output], std::move(out[i]));
@@ -341,7 +339,7 @@ void Tape::place_escapes(Step& step) {
     for (size_t i = 0; i < escape.sources.size(); ++i) {
       auto& source = escape.sources[i];
       if (source.step >= 0) {
-        plan_.steps[source.step].readers[source.output].step = kSeveral;
+        plan_.steps[source.step].reader.step = kSeveral;
         admit_second(source.step, static_cast<int>(&step - plan_.steps.data()));
       } else if (source.target < 0) {
         source.side = static_cast<int>(edges_.size());
@@ -379,7 +377,7 @@ variable_list Tape::finish(variable_list v, variable_list b, bool keep, variable
     if (step->runs_second) step->b = Values(step->place.outputs);
     if (!step->rule) continue;
     step->rule->keep = keep;
-    tell_readers(*step);
+    step->rule->reader = reader(*step);
     step->rule->borrow();
   }
   finished_ = !keep;

@@ -38,7 +38,7 @@ class Tape {
   void settle(Step& step);
   void drop(Step& step);
   void await_second(const Step& step, const Values& out);
-  void tell_readers(const Step& step) const;
+  Reader reader(const Step& step) const;
   void offer_adjoints(Step& step);
   at::Tensor* arrived_second(const Source& source, variable_list& grads);  // null where a rule may not add to it
   void offer_second(Step& step, variable_list& grads, bool parameters_only);

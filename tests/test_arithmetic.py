@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from tape_checks import LOSSES, agree, agree_low, autograd_gradients, tape_gradients
+from tape_checks import LOSSES, adjoints_made_again, agree, agree_low, autograd_gradients, tape_gradients
+from torch import nn
+
+import gpfast
 
 SIZES = (4, 3, 5)
 SHAPES = [SIZES, (5,), (3, 1), (1,), (), (4, 1, 5), (2, 1, 1, 1)]
@@ -341,3 +344,53 @@ def test_repeated_backward():
     last = torch.autograd.grad(loss, [w, x])
     for a, b, c in zip(first, again, last, strict=True):
         assert torch.equal(a, b) and torch.equal(a, c)
+
+
+class Gated(nn.Module):
+    """tanh(u) sigmoid(v) of the halves of a convolution, and what else is done with it."""
+
+    def __init__(self, between=lambda u, v: u.tanh() * v.sigmoid(), parts=2):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4 * parts, 3, padding=1), nn.Conv2d(4, 1, 3)
+        self.between, self.parts = between, parts
+
+    def forward(self, x):
+        return self.second(self.between(*self.first(x).chunk(self.parts, 1))).tanh().sum((1, 2, 3))
+
+
+GATES = {
+    "of halves": Gated(),
+    "of a sum": Gated(lambda u, v: (u.tanh() - v.sigmoid()).tanh() * 1.5),
+    "of a sum, one side twice": Gated(lambda u, v: (u.tanh() + 2 * v) * v.sigmoid()),
+    "of three": Gated(lambda u, v, w: u.tanh() * v.sigmoid() + w.cos(), 3),
+    "one part unused": Gated(lambda u, v, w: u.tanh() * w.sigmoid(), 3),
+    "one part as it is": Gated(lambda u, v: u * v.sigmoid()),
+    "chained": Gated(lambda u, v: (u.tanh() * v.sigmoid()).sin() * 0.5 + 1),
+}
+
+
+@pytest.mark.parametrize("critic", GATES.values(), ids=GATES)
+def test_adjoints_below_a_gate_are_made_again(critic):
+    critic = critic.double()
+    x = torch.randn(3, 3, 5, 4, dtype=torch.float64)
+    with adjoints_made_again():
+        agree(critic, x, critic.parameters(), rule="split")
+        for loss in LOSSES:
+            _, once, _ = tape_gradients(critic, x, critic.parameters(), loss)
+            _, twice, _ = tape_gradients(critic, x, critic.parameters(), loss, again=True)
+            torch.testing.assert_close(twice, once, rtol=1e-12, atol=1e-12)
+
+
+def test_nothing_below_a_gate_holds_its_adjoint():
+    critic, x = Gated(), torch.randn(3, 3, 5, 4)
+    half = 4 * x.numel() // 3 * 4  # bytes
+
+    def kept():
+        nodes = gpfast.explain(critic, x).nodes
+        return [node.kept_bytes for node in nodes if node.name.startswith(("Tanh", "Sigmoid"))]
+
+    held = kept()
+    with adjoints_made_again():
+        again = kept()
+    # Those of the gate; what is above it has nothing that makes its adjoint.
+    assert [before - now for before, now in zip(held, again, strict=True)] == [half, half, 0]

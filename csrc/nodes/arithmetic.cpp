@@ -25,7 +25,7 @@ class Combination final : public Elementwise {
   const char* name() const override { return name_; }
   Values adjoint(Values a) override {
     see(a[0]);
-    above_ = reader();
+    above_ = reader;
     return back(std::move(a[0]), &Input::live);
   }
   Values tangent(Values t) override {

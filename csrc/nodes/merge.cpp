@@ -9,8 +9,6 @@
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/function.h>
 
-#include <algorithm>
-
 namespace gpfast {
 namespace {
 
@@ -133,11 +131,7 @@ class Apart final : public Rule {
 
   const char* name() const override { return parts_.stacked ? "unbind" : "split"; }
 
-  Values adjoint(Values a) override {
-    const bool whole = std::all_of(a.begin(), a.end(), [](const at::Tensor& part) { return part.defined(); });
-    if (whole) above_ = readers;
-    return put_together(std::move(a));
-  }
+  Values adjoint(Values a) override { return put_together(std::move(a)); }
 
   Values tangent(Values t) override {
     if (!t[0].defined() || !place.tangent) return Values(place.outputs);
@@ -146,16 +140,6 @@ class Apart final : public Rule {
   }
 
   Values second(Values b) override { return place.wanted(0) ? put_together(std::move(b)) : Values(1); }
-
-  bool repeats_adjoint(size_t /*input*/) const override {
-    const auto repeats = [](const Reader& above) { return above.repeats_adjoint(); };
-    return !above_.empty() && std::all_of(above_.begin(), above_.end(), repeats);
-  }
-  at::Tensor adjoint_again(size_t /*input*/) const override {
-    Values parts;
-    for (const auto& above : above_) parts.push_back(above.adjoint_again());
-    return parts_.whole(std::move(parts));
-  }
 
   int64_t kept() const override { return 0; }
 
@@ -167,7 +151,6 @@ class Apart final : public Rule {
   }
 
   Parts parts_;
-  c10::SmallVector<Reader, 1> above_;  // while adjoints arrived, one for each part
 };
 
 std::unique_ptr<Rule> together(const Place& place, int64_t dim, Ints lengths, const std::vector<at::ScalarType>& dtypes,

@@ -88,7 +88,7 @@ class Normalize : public Rule {
     return out;
   }
 
-  void borrow() override { gate_ = reader() ? reader().rule->lend(order_) : GateOfBits{}; }
+  void borrow() override { gate_ = reader ? reader.rule->lend(order_) : GateOfBits{}; }
 
   bool repeats_adjoint(size_t /*input*/) const override { return a_.defined() || repeats_; }
   Tensor adjoint_again(size_t /*input*/) const override {

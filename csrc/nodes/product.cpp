@@ -20,7 +20,7 @@ class Product final : public Elementwise {
   Values adjoint(Values a) override {
     Tensor z = std::move(a[0]);
     see(z);
-    above_ = reader();
+    above_ = reader;
     if (mixed(0) || mixed(1)) a_ = z;
     for (auto& other : others_) other = as_it_lies(std::move(other), z);
     Values out(2);

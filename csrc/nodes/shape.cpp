@@ -82,7 +82,7 @@ class Reshape final : public Rule {
 
   const char* name() const override { return "view"; }
   Values adjoint(Values a) override {
-    above_ = reader();
+    above_ = reader;
     return as(in_, std::move(a));
   }
   Values tangent(Values t) override { return place.tangent ? as(out_, std::move(t)) : Values(1); }
@@ -91,8 +91,8 @@ class Reshape final : public Rule {
   int64_t kept() const override { return 0; }
 
   GateOfBits lend(const Order& order) override {
-    const bool whole = reader() && order == contiguous_order(static_cast<int64_t>(in_.size()));
-    return whole ? reader().rule->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
+    const bool whole = reader && order == contiguous_order(static_cast<int64_t>(in_.size()));
+    return whole ? reader.rule->lend(contiguous_order(static_cast<int64_t>(out_.size()))) : GateOfBits{};
   }
   bool repeats_adjoint(size_t /*input*/) const override { return above_.repeats_adjoint(); }
   Tensor adjoint_again(size_t /*input*/) const override { return reshaped(above_.adjoint_again(), in_); }
