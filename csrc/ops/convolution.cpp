@@ -52,7 +52,7 @@ Three tangent(const ArrangedConvolution& as, Tensor t, Tensor a, Tensor gradient
     std::tie(result, more) = as.forward_and_gradient(t, a);
     WeightGradient::add(sum, std::move(more));
   } else {
-    if (a.defined() && of_weight.is_best_first(sum, a)) of_parameters(t);
+    if (a.defined() && of_weight.is_best_first(a)) of_parameters(t);
     if (wanted[0]) result = as.forward(t);
     if (a.defined()) of_parameters(std::move(t));
   }

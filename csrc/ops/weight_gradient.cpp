@@ -19,7 +19,7 @@ namespace {
 using at::Tensor;
 using Ints = std::vector<int64_t>;
 
-constexpr int64_t kLargeWeight = 16 << 20, kBlock = 8 << 20, kSmallBlock = 4 << 20;  // bytes
+constexpr int64_t kLargeWeight = 16 << 20, kBlock = 4 << 20;  // bytes
 constexpr int64_t kMostBlocks = 4;
 constexpr int64_t kManyPixels = 512, kFewPixels = 16;
 constexpr int64_t kTogether = 16, kInARow = 1536;  // samples, pixels
@@ -79,9 +79,9 @@ bool WeightGradient::is_one_call(const Tensor& gradient, const Tensor& z, const 
 // Gradient and convolution both take memory of the weight's size while they run. The gradient stays, and takes less beside it
 // where it is made in blocks; the convolution's result stays, and the adjoint until the gradient is made. Where second adjoints
 // will come, and more is held, the gradient comes last.
-bool WeightGradient::is_best_first(const Tensor& gradient, const Tensor& z) const {
+bool WeightGradient::is_best_first(const Tensor& z) const {
   const int64_t weight = static_cast<int64_t>(of_.weight.nbytes());
-  return !bent_ && weight <= 2 * weight / blocks(gradient) + static_cast<int64_t>(z.nbytes());
+  return !bent_ && weight <= 2 * weight / blocks() + static_cast<int64_t>(z.nbytes());
 }
 
 // Beside the sums, a kernel of one pixel: of fewer than 16 channels and with a stride, oneDNN's gradient in channels_last writes
@@ -163,15 +163,13 @@ bool WeightGradient::by_convolution(const Tensor& z) const {
   return samples >= (kernel >= 16 ? 8 : 32) || static_cast<int64_t>(weight.nbytes()) >= kLargeWeight;
 }
 
-// Smaller ones where more is held: second adjoints to come, or the gradients of earlier parts of the batch.
-int64_t WeightGradient::blocks(const Tensor& gradient) const {
-  const int64_t bytes = static_cast<int64_t>(of_.weight.nbytes());
-  const int64_t block = of_.launched ? kWorthALaunch : bent_ || gradient.defined() ? kSmallBlock : kBlock;
+int64_t WeightGradient::blocks() const {
+  const int64_t bytes = static_cast<int64_t>(of_.weight.nbytes()), block = of_.launched ? kWorthALaunch : kBlock;
   return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
 }
 
 bool WeightGradient::adds_in_blocks(const Tensor& gradient) const {
-  return gradient.defined() && of_.options.groups == 1 && !of_.options.transposed && blocks(gradient) > 1;
+  return gradient.defined() && of_.options.groups == 1 && !of_.options.transposed && blocks() > 1;
 }
 
 // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
@@ -198,7 +196,7 @@ void WeightGradient::add_part(Tensor& gradient, const Tensor& z, const Tensor& h
   if (summed_ == Summed::contiguous) return add(gradient, backward(contiguous(z), contiguous(h), contiguous(weight)));
   if (by_convolution(z)) return add_by_convolution(gradient, z, h);
   if (!adds_in_blocks(gradient)) return add(gradient, backward(z, h, weight));
-  for_each_block(weight.size(0), blocks(gradient), [&](int64_t first, int64_t n) {
+  for_each_block(weight.size(0), blocks(), [&](int64_t first, int64_t n) {
     gradient.narrow(0, first, n).add_(backward(z.narrow(1, first, n), h, weight.narrow(0, first, n)));
   });
 }
@@ -216,7 +214,7 @@ bool WeightGradient::turned_in_channels_last(const Tensor& z, const Tensor& h, i
 void WeightGradient::add_by_convolution(Tensor& gradient, const Tensor& z, const Tensor& h) const {
   const auto& weight = of_.weight;
   const bool adds = gradient.defined() && gradient.is_contiguous();
-  const int64_t parts = blocks(gradient);
+  const int64_t parts = blocks();
   Tensor into = adds ? gradient : at::empty(weight.sizes(), weight.options(), at::MemoryFormat::Contiguous);
   const auto& o = of_.options;
   const Ints none{0, 0};

@@ -17,7 +17,7 @@ class WeightGradient {
   // Whether the latter is one call of ATen's backward and a sum, which may then make the other gradients as well.
   bool is_one_call(const at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
   // Whether a sweep that makes the convolution of h too takes less memory where it makes that last.
-  bool is_best_first(const at::Tensor& gradient, const at::Tensor& z) const;
+  bool is_best_first(const at::Tensor& z) const;
   bool adds_in_blocks(const at::Tensor& gradient) const;
 
  private:
@@ -29,7 +29,7 @@ class WeightGradient {
   bool one_way_and_dilated() const;
   size_t way() const;
   bool by_convolution(const at::Tensor& z) const;
-  int64_t blocks(const at::Tensor& gradient) const;
+  int64_t blocks() const;
   int64_t parts(const at::Tensor& z, const at::Tensor& h) const;
   void add_part(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
   void add_by_convolution(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
