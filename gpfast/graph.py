@@ -46,9 +46,16 @@ def saved_by(node: Any) -> list[Tensor]:
     for name in dir(node):
         if name.startswith("_raw_saved_"):
             raw = getattr(node, name)
-            kept = (getattr(saved, "data", None) for saved in (raw if isinstance(raw, tuple | list) else (raw,)))
+            kept = (_held(saved) for saved in (raw if isinstance(raw, tuple | list) else (raw,)))
             found += [part for x in kept if isinstance(x, Tensor) for part in in_memory(x)]
     return found
+
+
+def _held(saved: Any) -> Any:
+    try:
+        return getattr(saved, "data", None)
+    except RuntimeError:  # hooks that are not Python's hold what another node saved (csrc/sharing.cpp)
+        return None
 
 
 def in_memory(x: Tensor) -> list[Tensor]:

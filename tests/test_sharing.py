@@ -234,3 +234,10 @@ def test_another_thread_is_not_watched():
         thread.start()
         thread.join()
     assert held == [h.data_ptr()]
+
+
+def test_it_is_explained_and_checked(everything_shared):
+    module, x = critic(), points()
+    rules = [node.rule for node in gpfast.explain(module, x).nodes]
+    assert rules.count("gate") == rules.count("convolution") == 2
+    assert gpfast.check(module, x, x.flip(0)).ok
