@@ -1293,7 +1293,8 @@ SavedVariable* replaceable(Node& node) {
 // Not a result that was written to since it was made, unseen by autograd: as it is now it may say something else.
 void share_below(const SavedVariable& saved, size_t least) {
   const auto result = saved_result(saved);
-  if (!result.defined() || result.is_inference() || result._version() != 0 || result.nbytes() < least) return;
+  const bool plain = result.defined() && result.layout() == at::kStrided && !result.is_nested() && !result.is_inference();
+  if (!plain || result._version() != 0 || result.nbytes() < least) return;
   const auto* meta = torch::autograd::impl::get_autograd_meta(result);
   auto* held = meta && meta->grad_fn_ ? replaceable(*meta->grad_fn_) : nullptr;
   if (!held || held->has_hooks()) return;
