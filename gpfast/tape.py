@@ -34,13 +34,16 @@ class _RecomputedOnce:
             torch._C._set_graph_exec_group(None)
 
 
-class _Sharing:
-    """Holds once what autograd saves twice of what is computed within (csrc/sharing.cpp)."""
+class Sharing:
+    """Holds once what autograd saves twice of what is computed within, from `least` bytes on (csrc/sharing.cpp)."""
 
-    __slots__ = ("handle",)
+    __slots__ = ("handle", "least")
+
+    def __init__(self, least: int) -> None:
+        self.least = least
 
     def __enter__(self) -> None:
-        self.handle = torch.ops.gpfast.begin_sharing.default(WORTH_SHARING)
+        self.handle = torch.ops.gpfast.begin_sharing.default(self.least)
 
     def __exit__(self, *error) -> None:
         torch.ops.gpfast.end_sharing.default(self.handle)
@@ -52,7 +55,7 @@ _SEPARATE = contextlib.nullcontext()
 
 def sharing(points: list[Tensor], by_tape: bool) -> contextlib.AbstractContextManager:
     """A context to run a critic in, in which an activation holds its result where the next layer saves that anyway."""
-    return _Sharing() if by_tape and sum(x.nbytes for x in points) >= WORTH_SHARING else _SEPARATE
+    return Sharing(WORTH_SHARING) if by_tape and sum(x.nbytes for x in points) >= WORTH_SHARING else _SEPARATE
 
 
 def penalty_op(*arguments):

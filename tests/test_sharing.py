@@ -3,6 +3,7 @@
 import copy
 import gc
 import threading
+import weakref
 
 import pytest
 import torch
@@ -48,6 +49,10 @@ def critic(activation: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(54, 1)).double()
 
 
+def convolved(y: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+
+
 def after(activation, layer=None):
     """(the input, the result, and what the activation holds) after a layer that takes the result."""
     layer, form = layer or LAYERS["convolution"]
@@ -77,15 +82,15 @@ def test_small_activations_are_left_alone():
     h = points().requires_grad_() * 1
     with tape.sharing([torch.zeros(1 << 20)], True):
         y = F.leaky_relu(h)
-        F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+        convolved(y)
     assert y.grad_fn._saved_self.data_ptr() == h.data_ptr()
 
 
 def test_small_points_and_other_engines_are_not_watched():
     large, small = torch.zeros(1 << 20), torch.zeros(4)
-    assert isinstance(tape.sharing([large], True), tape._Sharing)
+    assert isinstance(tape.sharing([large], True), tape.Sharing)
     for context in (tape.sharing([small], True), tape.sharing([large], False)):
-        assert not isinstance(context, tape._Sharing)
+        assert not isinstance(context, tape.Sharing)
 
 
 def test_the_input_is_freed():
@@ -93,8 +98,8 @@ def test_the_input_is_freed():
     freed = threading.Event()
     with all_shared():
         y = F.leaky_relu(h)
-        z = F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
-    torch.utils.weak.weakref.finalize(h.untyped_storage(), freed.set)
+        z = convolved(y)
+    weakref.finalize(h.untyped_storage(), freed.set)
     del h
     gc.collect()
     assert z.grad_fn is not None
@@ -158,7 +163,7 @@ def test_a_result_that_was_written_to_unseen_is_not_taken_for_the_input():
         y = F.leaky_relu(h)
         with torch.no_grad():
             y.neg_()
-        F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+        convolved(y)
     assert y.grad_fn._saved_self.data_ptr() == h.data_ptr()
 
 
@@ -169,7 +174,7 @@ def test_an_input_that_was_written_to_is_still_autograds_error(when):
         y = F.leaky_relu(h)
         if when == "before":
             h.mul_(2)
-        z = F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+        z = convolved(y)
         if when == "after":
             h.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -217,7 +222,7 @@ def test_an_error_in_the_critic_ends_it(everything_shared):
         gpfast.gradient_penalty(broken, x, x.flip(0), engine="tape")
     h = x.requires_grad_() * 1
     y = F.leaky_relu(h)
-    F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+    convolved(y)
     assert y.grad_fn._saved_self.data_ptr() == h.data_ptr()
 
 
@@ -226,7 +231,7 @@ def test_another_thread_is_not_watched():
 
     def work():
         y = F.leaky_relu(h)
-        F.conv2d(y, torch.ones(1, 3, 1, 1, dtype=y.dtype, requires_grad=True))
+        convolved(y)
         held.append(y.grad_fn._saved_self.data_ptr())
 
     with all_shared():
