@@ -108,7 +108,7 @@ Tensor ArrangedConvolution::forward(const Tensor& h) const {
   return as_onednn_leaves_it(std::move(made), h);
 }
 
-// What the stride cut off at the end, which is the output padding of the convolution the other way.
+// Which is the output padding of the convolution the other way.
 Ints ArrangedConvolution::cut_off() const {
   const auto& o = options;
   Ints cut(o.stride.size(), 0);

@@ -30,6 +30,9 @@ class ArrangedConvolution : public ConvolutionMap {
   std::tuple<at::Tensor, at::Tensor, at::Tensor> backward(const at::Tensor& z, const at::Tensor& h, const at::Tensor& weight,
                                                           std::array<bool, 3> mask) const;
 
+  // What the stride cut off at the end of each dimension.
+  std::vector<int64_t> cut_off() const;
+
   int64_t output_channels() const { return options.transposed ? weight.size(1) * options.groups : weight.size(0); }
 
   int64_t inputs, outputs;  // elements of the values
@@ -37,7 +40,6 @@ class ArrangedConvolution : public ConvolutionMap {
   bool flat;
 
  private:
-  std::vector<int64_t> cut_off() const;
   bool unfolds(const at::Tensor& z) const;
   bool reorders_groups() const;
   at::Tensor stand_in(const at::Tensor& input, const at::Tensor& z, at::MemoryFormat format) const;

@@ -28,38 +28,16 @@ void turn(const T* found, T* into, at::IntArrayRef sizes, int64_t inputs, int64_
   });
 }
 
-// The same of a found that is channels_last: the outputs of a pixel follow each other. A cache line of them at a time, each to its
-// own row.
-template <bool adds, typename T>
-void turn_pixels(const T* found, T* into, at::IntArrayRef sizes, int64_t inputs, int64_t height, int64_t width) {
-  constexpr int64_t kLine = 64 / sizeof(T);
-  const int64_t block = sizes[0], outputs = sizes[1], lines = (outputs + kLine - 1) / kLine;
-  at::parallel_for(0, lines, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t line = begin; line < end; ++line) {
-      const int64_t o = line * kLine, n = std::min(kLine, outputs - o);
-      for (int64_t i = 0; i < block; ++i)
-        for (int64_t row = 0; row < height; ++row)
-          for (int64_t k = 0; k < width; ++k) {
-            const T* from = found + ((i * sizes[2] + row) * sizes[3] + k) * outputs + o;
-            T* to = into + ((o * inputs + i) * height + row) * width + k;
-            for (int64_t l = 0; l < n; ++l, to += inputs * height * width) *to = adds ? static_cast<T>(*to + from[l]) : from[l];
-          }
-    }
-  });
-}
-
 }  // namespace
 
 void turn_kernel(const at::Tensor& into, const at::Tensor& found, int64_t first, bool adds) {
-  const bool planes = found.is_contiguous(), pixels = found.is_contiguous(at::MemoryFormat::ChannelsLast);
   const bool there = found.is_cpu() && !found.key_set().has(c10::DispatchKey::Python);  // a fake tensor has no memory
-  if (!there || (!planes && !pixels) || !into.is_contiguous()) return turn_plain(into, found, first, adds);
+  if (!there || !found.is_contiguous() || !into.is_contiguous()) return turn_plain(into, found, first, adds);
   AT_DISPATCH_FLOATING_TYPES_AND2(at::kHalf, at::kBFloat16, found.scalar_type(), "turn_kernel", [&] {
     const int64_t inputs = into.size(1), height = into.size(2), width = into.size(3);
     const auto* from = found.const_data_ptr<scalar_t>();
     auto* to = into.mutable_data_ptr<scalar_t>() + first * height * width;
-    const auto turned = planes ? (adds ? &turn<true, scalar_t> : &turn<false, scalar_t>)
-                               : (adds ? &turn_pixels<true, scalar_t> : &turn_pixels<false, scalar_t>);
+    const auto turned = adds ? &turn<true, scalar_t> : &turn<false, scalar_t>;
     turned(from, to, found.sizes(), inputs, height, width);
   });
 }

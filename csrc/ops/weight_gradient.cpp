@@ -1,5 +1,6 @@
 #include "ops/weight_gradient.h"
 
+#include <ATen/Version.h>
 #include <ATen/ops/bmm.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/convolution.h>
@@ -20,8 +21,9 @@ using at::Tensor;
 using Ints = std::vector<int64_t>;
 
 constexpr int64_t kLargeWeight = 16 << 20, kBlock = 4 << 20;  // bytes
-constexpr int64_t kMostBlocks = 4;
-constexpr int64_t kManyPixels = 512, kFewPixels = 16;
+constexpr int64_t kMostBlocks = 4, kUnit = 32;  // blocks; channels of one at least, for which oneDNN's kernels are whole
+constexpr int64_t kManyPixels = 512, kFewPixels = 9;
+constexpr int64_t kLongKernel = 15;
 constexpr int64_t kTogether = 16, kInARow = 1536;  // samples, pixels
 constexpr int64_t kFewGroups = 8;
 
@@ -29,9 +31,14 @@ bool all(const Ints& values, int64_t one) {
   return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
 }
 
+bool avx512() {
+  static const bool can = at::get_cpu_capability() == "AVX512";
+  return can;
+}
+
 template <typename F>
-void for_each_block(int64_t length, int64_t blocks, const F& work) {
-  const int64_t most = (length + blocks - 1) / blocks;
+void for_each_block(int64_t length, int64_t blocks, int64_t unit, const F& work) {
+  const int64_t most = (length + blocks * unit - 1) / (blocks * unit) * unit;
   for (int64_t first = 0; first < length; first += most) work(first, std::min(most, length - first));
 }
 
@@ -67,7 +74,7 @@ void WeightGradient::add(Tensor& gradient, Tensor value) {
 void WeightGradient::add(Tensor& gradient, const Tensor& z, const Tensor& h) const {
   const int64_t parts = this->parts(z, h);
   if (parts == 1) return add_part(gradient, z, h);
-  for_each_block(z.size(0), parts,
+  for_each_block(z.size(0), parts, 1,
                  [&](int64_t first, int64_t n) { add_part(gradient, z.narrow(0, first, n), h.narrow(0, first, n)); });
 }
 
@@ -152,15 +159,19 @@ Tensor WeightGradient::over_pixels(const Tensor& z, const Tensor& h) const {
   return (pixels.size() == 1 ? pixels[0] : at::stack(pixels, -1)).view(weight.sizes());
 }
 
-// Where the weight is large beside the values, oneDNN's weight gradient takes up to twice the time of the same sums written as a
-// convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint, dilated by the stride.
-// With few samples, or a small kernel, it is as fast; but it may take up to ten times the weight's memory.
+// The same sums written as a convolution: of the input, whose samples are channels and whose channels are a batch, by the adjoint,
+// dilated by the stride. It takes half of the time of oneDNN's weight gradient, and less, of maps of up to 3 x 3 pixels; without
+// AVX-512 it takes less of others too, where the weight is large beside the values. For kernels of 15 pixels in a row oneDNN has
+// none but unfolds the input, which takes up to ten times the weight's memory.
 bool WeightGradient::by_convolution(const Tensor& z) const {
   const auto& weight = of_.weight;
   const bool large = of_.layout == Layout::contiguous && of_.inputs + of_.outputs <= weight.numel();
   if (!large || z.dim() != 4 || of_.options.transposed || of_.options.groups != 1) return false;
   const int64_t samples = z.size(0), kernel = weight.size(2) * weight.size(3);
-  return samples >= (kernel >= 16 ? 8 : 32) || static_cast<int64_t>(weight.nbytes()) >= kLargeWeight;
+  if (weight.size(3) >= kLongKernel) return true;
+  if (!all(of_.cut_off(), 0)) return false;  // it would make the rows that were cut off too
+  if (weight.size(2) > 1 && z.size(2) * z.size(3) <= kFewPixels && samples >= 8) return true;
+  return !avx512() && (samples >= (kernel >= 16 ? 8 : 32) || static_cast<int64_t>(weight.nbytes()) >= kLargeWeight);
 }
 
 int64_t WeightGradient::blocks() const {
@@ -169,7 +180,8 @@ int64_t WeightGradient::blocks() const {
 }
 
 bool WeightGradient::adds_in_blocks(const Tensor& gradient) const {
-  return gradient.defined() && of_.options.groups == 1 && !of_.options.transposed && blocks() > 1;
+  const bool there = gradient.defined() || !of_.launched;
+  return there && of_.options.groups == 1 && !of_.options.transposed && blocks() > 1;
 }
 
 // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
@@ -196,31 +208,24 @@ void WeightGradient::add_part(Tensor& gradient, const Tensor& z, const Tensor& h
   if (summed_ == Summed::contiguous) return add(gradient, backward(contiguous(z), contiguous(h), contiguous(weight)));
   if (by_convolution(z)) return add_by_convolution(gradient, z, h);
   if (!adds_in_blocks(gradient)) return add(gradient, backward(z, h, weight));
-  for_each_block(weight.size(0), blocks(), [&](int64_t first, int64_t n) {
-    gradient.narrow(0, first, n).add_(backward(z.narrow(1, first, n), h, weight.narrow(0, first, n)));
+  const bool adds = gradient.defined();
+  if (!adds) gradient = at::empty(weight.sizes(), weight.options(), weight.suggest_memory_format());
+  for_each_block(weight.size(0), blocks(), kUnit, [&](int64_t first, int64_t n) {
+    const Tensor part = backward(z.narrow(1, first, n), h, weight.narrow(0, first, n));
+    Tensor place = gradient.narrow(0, first, n);
+    adds ? place.add_(part) : place.copy_(part);
   });
 }
 
-// As fast or faster for adjoints of few pixels, where the weight is what is large, or its kernel, in one part; else up to a
-// twentieth slower.
-bool WeightGradient::turned_in_channels_last(const Tensor& z, const Tensor& h, int64_t parts) const {
-  const auto& weight = of_.weight;
-  const bool large_kernel = parts == 1 && !bent_ && weight.size(2) * weight.size(3) > kFewPixels;
-  return z.size(2) * z.size(3) <= kFewPixels && (large_kernel || 8 * (z.numel() + h.numel()) <= weight.numel());
-}
-
-// A convolution leaves the gradient turned, with rows that belong to no weight (of what the stride cut off at the end), and once
-// more in oneDNN's own order; not where it runs in channels_last.
+// A convolution leaves the gradient turned, and with rows that belong to no weight, of what the stride cut off at the end.
 void WeightGradient::add_by_convolution(Tensor& gradient, const Tensor& z, const Tensor& h) const {
   const auto& weight = of_.weight;
   const bool adds = gradient.defined() && gradient.is_contiguous();
-  const int64_t parts = blocks();
   Tensor into = adds ? gradient : at::empty(weight.sizes(), weight.options(), at::MemoryFormat::Contiguous);
   const auto& o = of_.options;
   const Ints none{0, 0};
-  const Tensor by = z.transpose(0, 1), turned = h.transpose(0, 1);
-  const Tensor of = turned_in_channels_last(z, h, parts) ? channels_last(turned) : turned;
-  for_each_block(weight.size(1), parts, [&](int64_t first, int64_t n) {
+  const Tensor by = z.transpose(0, 1), of = h.transpose(0, 1);
+  for_each_block(weight.size(1), blocks(), kUnit, [&](int64_t first, int64_t n) {
     const auto found = at::convolution(of.narrow(0, first, n), by, {}, o.dilation, o.padding, o.stride, false, none, 1);
     turn_kernel(into, found, first, adds);
   });

@@ -33,7 +33,6 @@ class WeightGradient {
   int64_t parts(const at::Tensor& z, const at::Tensor& h) const;
   void add_part(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
   void add_by_convolution(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
-  bool turned_in_channels_last(const at::Tensor& z, const at::Tensor& h, int64_t parts) const;
   at::Tensor over_pixels(const at::Tensor& z, const at::Tensor& h) const;
   at::Tensor backward(const at::Tensor& z, const at::Tensor& h, const at::Tensor& weight) const;
 
