@@ -65,21 +65,30 @@ GPFAST_INLINE void transpose_tile(V (&rows)[kTile]) {
   }
 }
 
-// to[c * rows + r] = from[r * columns + c] for columns [begin, end).
+// One tile: to[i * rows + j] = from[j * columns + i].
+template <typename T>
+GPFAST_INLINE void transpose_one(const T* from, T* to, int64_t rows, int64_t columns) {
+  typedef T V __attribute__((vector_size(sizeof(T) * kTile)));
+  V tile[kTile];
+  for (int i = 0; i < kTile; ++i) std::memcpy(&tile[i], from + i * columns, sizeof(V));
+  transpose_tile(tile);
+  for (int i = 0; i < kTile; ++i) std::memcpy(to + i * rows, &tile[i], sizeof(V));
+}
+
+// to[c * rows + r] = from[r * columns + c] for columns [begin, end). Two cache lines of a row are read at once: of images of a power of
+// two pixels all rows' lines have the same place in the cache, which does not hold them until the next tile.
 template <typename T>
 GPFAST_INLINE void transpose(const T* from, T* to, int64_t rows, int64_t columns, int64_t begin, int64_t end) {
-  typedef T V __attribute__((vector_size(sizeof(T) * kTile)));
+  constexpr int64_t kWide = 128 / sizeof(T);
   int64_t c = begin;
-  for (; c + kTile <= end; c += kTile) {
+  while (c + kTile <= end) {
+    const int64_t wide = c + kWide <= end ? kWide : kTile;
     int64_t r = 0;
-    for (; r + kTile <= rows; r += kTile) {
-      V tile[kTile];
-      for (int i = 0; i < kTile; ++i) std::memcpy(&tile[i], from + (r + i) * columns + c, sizeof(V));
-      transpose_tile(tile);
-      for (int i = 0; i < kTile; ++i) std::memcpy(to + (c + i) * rows + r, &tile[i], sizeof(V));
-    }
+    for (; r + kTile <= rows; r += kTile)
+      for (int64_t i = 0; i < wide; i += kTile) transpose_one(from + r * columns + c + i, to + (c + i) * rows + r, rows, columns);
     for (; r < rows; ++r)
-      for (int i = 0; i < kTile; ++i) to[(c + i) * rows + r] = from[r * columns + c + i];
+      for (int64_t i = 0; i < wide; ++i) to[(c + i) * rows + r] = from[r * columns + c + i];
+    c += wide;
   }
   for (; c < end; ++c)
     for (int64_t r = 0; r < rows; ++r) to[c * rows + r] = from[r * columns + c];
