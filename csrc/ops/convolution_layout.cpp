@@ -21,14 +21,18 @@ using Ints = std::vector<int64_t>;
 
 // oneDNN computes in channels_last, or in blocks, and reorders what comes otherwise before and after every call. Values that are
 // channels_last already are spared that (up to half of a call), but then the weight is reordered slowly, in every call: it pays
-// where the values are a few times the weight, and costs a fifth where they are smaller. Elsewhere (float64, the slow kernels) the
-// layout is left alone.
-Layout layout_for(const Tensor& weight, int64_t elements, bool launched) {
+// where the values are larger than the weight, a few times as large with a stride or a kernel of one pixel, and costs a fifth
+// where they are smaller. Elsewhere (float64, the slow kernels) the layout is left alone.
+Layout layout_for(const ConvolutionMap& map, int64_t elements) {
+  const Tensor& weight = map.weight;
   const auto dtype = weight.scalar_type();
-  if (launched || !at::hasMKLDNN() || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
+  if (map.launched || !at::hasMKLDNN() || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
   const auto format = weight.suggest_memory_format();
   if (format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d) return Layout::channels_last;
-  return elements >= 4 * weight.numel() ? Layout::channels_last : Layout::contiguous;
+  const auto& strides = map.options.stride;
+  const bool strided = std::any_of(strides.begin(), strides.end(), [](int64_t step) { return step > 1; });
+  const bool one_pixel = weight.numel() == weight.size(0) * weight.size(1);
+  return 3 * elements >= (strided || one_pixel ? 12 : 4) * weight.numel() ? Layout::channels_last : Layout::contiguous;
 }
 
 Ints output_sizes(const ConvolutionMap& map) {
@@ -69,7 +73,7 @@ Tensor contiguous(const Tensor& z) {
 
 ArrangedConvolution::ArrangedConvolution(ConvolutionMap map)
     : ConvolutionMap(std::move(map)), inputs(c10::multiply_integers(sizes)), outputs(c10::multiply_integers(output_sizes(*this))),
-      layout(layout_for(weight, inputs + outputs, launched)),
+      layout(layout_for(*this, inputs + outputs)),
       flat(layout != Layout::as_it_comes && weight.dim() == 3) {  // only four dimensions have channels_last
   if (!flat) return;
   weight = weight.unsqueeze(2);
