@@ -37,15 +37,23 @@ bool Place::only(unsigned mask) const {
 
 namespace {
 
-std::atomic<int64_t> worth_passes = 256 << 10;
+std::atomic<int64_t> worth_passes = 16 << 10;
+
+bool is_worth_passes(const at::Tensor& tensor) {
+  return static_cast<int64_t>(tensor.nbytes()) >= (launched(tensor) ? kWorthALaunch : worth_passes.load());
+}
 
 }  // namespace
 
 int64_t set_worth_passes(int64_t bytes) { return worth_passes.exchange(bytes); }
 
 Reader Rule::repeats(const at::Tensor& adjoint) const {
-  const int64_t least = launched(adjoint) ? kWorthALaunch : worth_passes.load();
-  return static_cast<int64_t>(adjoint.nbytes()) >= least && reader.repeats_adjoint() ? reader : Reader{};
+  return is_worth_passes(adjoint) && reader.repeats_adjoint() ? reader : Reader{};
+}
+
+at::Tensor Rule::handed_down(at::Tensor part, size_t i) const {
+  const bool absorbed = part.defined() && makers[i] && is_worth_passes(part) && makers[i]->absorb(part);
+  return absorbed ? at::Tensor() : std::move(part);
 }
 
 Sizes Place::sizes(size_t i) const { return sizes_of(metadata(*node, i)); }

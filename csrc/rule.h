@@ -116,6 +116,9 @@ class Rule {
   // what second adjoints would give them. Each sample has an equal share of dimension 0 of every value, one after the other.
   at::Tensor ratio;
 
+  // Takes a part of what second will be given, after its tangent, if it then holds no more than before; false where it does not.
+  virtual bool absorb(const at::Tensor& /*b*/) { return false; }
+
   // Nothing is defined where the rule does something else. made: the gradients, undefined where there is none, which second then
   // returns.
   virtual OfRows of_rows() const { return {}; }
@@ -123,6 +126,9 @@ class Rule {
 
   // Of the first output, where no other has one. Set by the sweeps before adjoint, for what then arrives, and again before borrow.
   Reader reader;
+
+  // Of what made each input, which gets the second adjoint that this one returns for it; or null. Set by the sweeps before tangent.
+  c10::SmallVector<Rule*, 3> makers;
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined
   // where there is nothing. Set by the sweeps before each call; a rule that can add to one, which must be `ours`, moves it out and
@@ -135,6 +141,9 @@ class Rule {
  protected:
   // The reader, where it makes an adjoint of this size again: the passes over memory that it takes are worth what need not be held.
   Reader repeats(const at::Tensor& adjoint) const;
+
+  // What is left of a part of input i's second adjoint that tangent made: nothing where the maker absorbs it, which is worth a pass.
+  at::Tensor handed_down(at::Tensor part, size_t i) const;
 
   // The tensor, which is let go of unless the sweeps run again.
   at::Tensor take(at::Tensor& held) const { return keep ? held : std::move(held); }
@@ -152,7 +161,7 @@ at::Tensor viewed(const at::Tensor& tensor, at::IntArrayRef sizes, at::IntArrayR
 at::Tensor transposed(const at::Tensor& matrix);
 // into += value, in place where `into` is ours.
 void accumulate(at::Tensor& into, at::Tensor value);
-// From how many bytes on oneDNN's CPU makes adjoints again that need not be held; for tests. Returns what was set before.
+// From how many bytes on oneDNN's CPU takes a pass more so that a value need not be held; for tests. Returns what was set before.
 int64_t set_worth_passes(int64_t bytes);
 // The bytes of the elements of what is defined.
 int64_t bytes_of(std::initializer_list<at::Tensor> tensors);

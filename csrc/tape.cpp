@@ -459,6 +459,7 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads, size_t begin, si
       } else {
         Plain plain;
         offer_second(step, grads, /*parameters_only=*/true);
+        find_makers(step);
         out = step.rule->tangent(std::move(t));
         withdraw_second(step, grads);
         if (step.runs_second) give_begun(step, grads);
@@ -467,6 +468,15 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads, size_t begin, si
         if (step.uses[k]) step.t[k] = std::move(out[k]);
     }
     end_tangent(step, grads);
+  }
+}
+
+void Tape::find_makers(Step& step) {
+  auto& makers = step.rule->makers;
+  makers.assign(step.sources.size(), nullptr);
+  for (size_t i = 0; i < makers.size(); ++i) {
+    const auto& source = step.sources[i];
+    if (source.step >= 0 && source.target < 0 && source.output == 0) makers[i] = plan_.steps[source.step].rule.get();
   }
 }
 

@@ -44,6 +44,7 @@ class Tape {
   void offer_second(Step& step, variable_list& grads, bool parameters_only);
   void withdraw_second(Step& step, variable_list& grads);
   bool adjoint_of_run(size_t top, variable_list& gradients);
+  void find_makers(Step& step);
   void give_begun(Step& step, variable_list& grads);
   void end_tangent(Step& step, variable_list& grads);
   void give_adjoint(Step& step, Values out, variable_list& gradients);

@@ -56,6 +56,12 @@ class ActivationRule : public Rule {
     return out;
   }
 
+  bool absorb(const Tensor& b) override {
+    if (!bend_.defined() || !saved_.defined()) return false;
+    add_slope(bend_, relaid(b, order_), saved_, curve_);
+    return true;
+  }
+
   Values second(Values b) override {
     Values out(1);
     Tensor bend = std::move(bend_);

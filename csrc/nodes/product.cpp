@@ -42,6 +42,7 @@ class Product final : public Elementwise {
     const Tensor a = take(a_);
     for (size_t i : {0, 1}) {
       parts_[i] = mixed(i) && t[1 - i].defined() ? to_input(times(conjugated(std::move(t[1 - i])), a), i) : Tensor();
+      parts_[i] = handed_down(std::move(parts_[i]), i);
       if (!keep) forget(i);
     }
     return out;
