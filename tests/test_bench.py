@@ -369,7 +369,7 @@ def test_launches_as_on_a_gpu_do_not_depend_on_onednn(name, engine):
     with_it = as_on_gpu(name, engine, case, critic)
     with as_on_a_gpu():
         without = as_on_gpu(name, engine, case, critic)
-    assert with_it.bytes_moved != without.bytes_moved, "the tape works for oneDNN"
+    assert with_it.bytes_moved > without.bytes_moved, "the tape turns values for oneDNN"
     scaled = 1  # by what came into backward, which the CPU reads: it is 1
     assert with_it.launches_as_on_gpu == without.launches_as_on_gpu == without.launches + scaled
     assert torch._C._get_mkldnn_enabled()

@@ -66,9 +66,10 @@ def test_the_model_is_within_3_percent_of_what_the_cpu_allocates(name, engine, b
 
 
 def test_a_model_has_the_layouts_of_a_gpu():
-    """The tape turns what convolutions take for oneDNN, and makes adjoints again: a GPU's run does neither."""
+    """The tape turns what convolutions take for oneDNN, in the sweeps: a GPU's run reads what the forward saved."""
     gpu, cpu = Study("layernorm-dcgan"), Study("layernorm-dcgan", onednn=True)
-    assert gpu.peak("auto", 64) != cpu.peak("auto", 64)
+    of_gpu, of_cpu = gpu.peak("auto", 64), cpu.peak("auto", 64)
+    assert of_gpu.activations > of_cpu.activations and of_gpu.adjoints < of_cpu.adjoints
     assert gpu.peak("reference", 64) == cpu.peak("reference", 64)
 
 
