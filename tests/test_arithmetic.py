@@ -359,6 +359,12 @@ class Gated(nn.Module):
         return self.second(self.between(*self.first(x).chunk(self.parts, 1))).tanh().sum((1, 2, 3))
 
 
+def in_a_view(u, v):
+    y = u.sin()
+    y[:, :2].mul_(v.sigmoid()[:, :2])
+    return y
+
+
 GATES = {
     "of halves": Gated(),
     "of a sum": Gated(lambda u, v: (u.tanh() - v.sigmoid()).tanh() * 1.5),
@@ -366,6 +372,7 @@ GATES = {
     "of three": Gated(lambda u, v, w: u.tanh() * v.sigmoid() + w.cos(), 3),
     "one part unused": Gated(lambda u, v, w: u.tanh() * w.sigmoid(), 3),
     "one part as it is": Gated(lambda u, v: u * v.sigmoid()),
+    "in a view": Gated(in_a_view),
     "chained": Gated(lambda u, v: (u.tanh() * v.sigmoid()).sin() * 0.5 + 1),
 }
 

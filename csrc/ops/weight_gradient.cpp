@@ -79,7 +79,7 @@ void WeightGradient::add(Tensor& gradient, const Tensor& z, const Tensor& h) con
 }
 
 bool WeightGradient::is_one_call(const Tensor& gradient, const Tensor& z, const Tensor& h) const {
-  if (summed_ != Summed::as_it_comes || of_.slow_the_other_way() || by_convolution(z) || adds_in_blocks(gradient)) return false;
+  if (summed_ != Summed::as_it_comes || of_.slow_the_other_way() || by_convolution(z) || is_in_blocks(gradient)) return false;
   return parts(z, h) == 1;
 }
 
@@ -179,9 +179,9 @@ int64_t WeightGradient::blocks() const {
   return std::clamp<int64_t>((bytes + block - 1) / block, 1, kMostBlocks);
 }
 
-bool WeightGradient::adds_in_blocks(const Tensor& gradient) const {
-  const bool there = gradient.defined() || !of_.launched;
-  return there && of_.options.groups == 1 && !of_.options.transposed && blocks() > 1;
+bool WeightGradient::is_in_blocks(const Tensor& gradient) const {
+  const bool pays = gradient.defined() || !of_.launched;
+  return pays && of_.options.groups == 1 && !of_.options.transposed && blocks() > 1;
 }
 
 // In how many parts samples are summed up. oneDNN's gradient adds one pixel after another over all of them, PyTorch's double
@@ -207,7 +207,7 @@ void WeightGradient::add_part(Tensor& gradient, const Tensor& z, const Tensor& h
   if (summed_ == Summed::over_pixels) return add(gradient, over_pixels(z, h));
   if (summed_ == Summed::contiguous) return add(gradient, backward(contiguous(z), contiguous(h), contiguous(weight)));
   if (by_convolution(z)) return add_by_convolution(gradient, z, h);
-  if (!adds_in_blocks(gradient)) return add(gradient, backward(z, h, weight));
+  if (!is_in_blocks(gradient)) return add(gradient, backward(z, h, weight));
   const bool adds = gradient.defined();
   if (!adds) gradient = at::empty(weight.sizes(), weight.options(), weight.suggest_memory_format());
   for_each_block(weight.size(0), blocks(), kUnit, [&](int64_t first, int64_t n) {

@@ -18,7 +18,6 @@ class WeightGradient {
   bool is_one_call(const at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
   // Whether a sweep that makes the convolution of h too takes less memory where it makes that last.
   bool is_best_first(const at::Tensor& z) const;
-  bool adds_in_blocks(const at::Tensor& gradient) const;
 
  private:
   // oneDNN's kernels for values that are channels_last and weights of few channels add one pixel after another, where those for
@@ -30,6 +29,7 @@ class WeightGradient {
   size_t way() const;
   bool by_convolution(const at::Tensor& z) const;
   int64_t blocks() const;
+  bool is_in_blocks(const at::Tensor& gradient) const;
   int64_t parts(const at::Tensor& z, const at::Tensor& h) const;
   void add_part(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
   void add_by_convolution(at::Tensor& gradient, const at::Tensor& z, const at::Tensor& h) const;
