@@ -52,8 +52,7 @@ Reader Rule::repeats(const at::Tensor& adjoint) const {
 }
 
 at::Tensor Rule::handed_down(at::Tensor part, size_t i) const {
-  const auto maker = i < makers.size() ? makers[i] : nullptr;  // a rule within another has none
-  const bool absorbed = part.defined() && maker && is_worth_passes(part) && maker->absorb(part);
+  const bool absorbed = part.defined() && makers[i] && is_worth_passes(part) && makers[i]->absorb(part);
   return absorbed ? at::Tensor() : std::move(part);
 }
 

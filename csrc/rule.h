@@ -79,7 +79,7 @@ struct Reader {
 // tangent's at least one is there; of second's none may be). What a rule no longer needs it lets go of.
 class Rule {
  public:
-  explicit Rule(Place at) : onto(at.inputs.size()), place(std::move(at)) {}
+  explicit Rule(Place at) : makers(at.inputs.size()), onto(at.inputs.size()), place(std::move(at)) {}
   virtual ~Rule() = default;
 
   // For people: the rule's name in explain().
@@ -127,7 +127,8 @@ class Rule {
   // Of the first output, where no other has one. Set by the sweeps before adjoint, for what then arrives, and again before borrow.
   Reader reader;
 
-  // Of what made each input, which gets the second adjoint that this one returns for it; or null. Set by the sweeps before tangent.
+  // Of what made each input, which gets the second adjoint that this one returns for it; or null, as of a rule within another.
+  // Set by the sweeps before tangent.
   c10::SmallVector<Rule*, 3> makers;
 
   // What is there already where the values go that adjoint or second return, and tangent's for parameters: one an input, undefined

@@ -472,11 +472,10 @@ void Tape::tangent_sweep(variable_list v, variable_list& grads, size_t begin, si
 }
 
 void Tape::find_makers(Step& step) {
-  auto& makers = step.rule->makers;
-  makers.assign(step.sources.size(), nullptr);
-  for (size_t i = 0; i < makers.size(); ++i) {
+  for (size_t i = 0; i < step.sources.size(); ++i) {
     const auto& source = step.sources[i];
-    if (source.step >= 0 && source.target < 0 && source.output == 0) makers[i] = plan_.steps[source.step].rule.get();
+    const bool one = source.step >= 0 && source.target < 0 && source.output == 0;
+    step.rule->makers[i] = one ? plan_.steps[source.step].rule.get() : nullptr;
   }
 }
 

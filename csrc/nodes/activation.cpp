@@ -64,19 +64,14 @@ class ActivationRule : public Rule {
 
   Values second(Values b) override {
     Values out(1);
-    Tensor bend = std::move(bend_);
-    if (place.wanted(0) && b[0].defined()) {
-      if (bend.defined()) {
-        add_slope(bend, relaid(std::move(b[0]), order_), saved_, curve_);
-      } else {
-        Tensor z = relaid(std::move(b[0]), order_);
-        const bool in_place = ours(z);
-        bend = slope(z, saved_, curve_, in_place);
-      }
+    if (place.wanted(0) && b[0].defined() && !absorb(b[0])) {
+      Tensor z = relaid(std::move(b[0]), order_);
+      const bool in_place = ours(z);
+      bend_ = slope(z, saved_, curve_, in_place);
     }
     take(saved_);
     take(a_);
-    out[0] = std::move(bend);
+    out[0] = std::move(bend_);
     return out;
   }
 

@@ -29,10 +29,8 @@ Layout layout_for(const ConvolutionMap& map, int64_t elements) {
   if (map.launched || !at::hasMKLDNN() || (dtype != at::kFloat && dtype != at::kBFloat16)) return Layout::as_it_comes;
   const auto format = weight.suggest_memory_format();
   if (format == at::MemoryFormat::ChannelsLast || format == at::MemoryFormat::ChannelsLast3d) return Layout::channels_last;
-  const auto& strides = map.options.stride;
-  const bool strided = std::any_of(strides.begin(), strides.end(), [](int64_t step) { return step > 1; });
-  const bool one_pixel = weight.numel() == weight.size(0) * weight.size(1);
-  return 3 * elements >= (strided || one_pixel ? 12 : 4) * weight.numel() ? Layout::channels_last : Layout::contiguous;
+  const bool pays_later = !all(map.options.stride, 1) || weight.numel() == weight.size(0) * weight.size(1);
+  return (pays_later ? elements : 3 * elements) >= 4 * weight.numel() ? Layout::channels_last : Layout::contiguous;
 }
 
 Ints output_sizes(const ConvolutionMap& map) {
@@ -45,8 +43,6 @@ Ints output_sizes(const ConvolutionMap& map) {
 Order order_of(Layout layout, int64_t dims) {
   return layout == Layout::contiguous ? contiguous_order(dims) : channels_last_order(dims);
 }
-
-}  // namespace
 
 // With strides that say so, too: of one channel, or of one pixel, contiguous values are channels_last in memory already, and
 // PyTorch takes them for contiguous.
@@ -64,6 +60,8 @@ Tensor channels_last(const Tensor& z) {
   strides[1] = 1;
   return at::as_strided(out, out.sizes(), strides);
 }
+
+}  // namespace
 
 Tensor contiguous(const Tensor& z) {
   c10::SmallVector<int64_t, 5> strides(z.dim(), 1);

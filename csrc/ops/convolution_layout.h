@@ -1,6 +1,8 @@
 #pragma once
 // How a device is best asked for the products of a convolution: the layout of the values, one dimension as two, and which of ATen's
 // functions makes a data gradient.
+#include <algorithm>
+
 #include "ops/convolution.h"
 
 namespace gpfast {
@@ -48,7 +50,11 @@ class ArrangedConvolution : public ConvolutionMap {
 
 // For ATen, which asks the strides of one channel or one pixel too.
 at::Tensor contiguous(const at::Tensor& z);
-at::Tensor channels_last(const at::Tensor& z);
 constexpr int64_t kFewChannels = 16;
+
+// Of an option in every dimension.
+inline bool all(const std::vector<int64_t>& values, int64_t one) {
+  return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
+}
 
 }  // namespace gpfast

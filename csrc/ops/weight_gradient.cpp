@@ -27,10 +27,6 @@ constexpr int64_t kLongKernel = 15;
 constexpr int64_t kTogether = 16, kInARow = 1536;  // samples, pixels
 constexpr int64_t kFewGroups = 8;
 
-bool all(const Ints& values, int64_t one) {
-  return std::all_of(values.begin(), values.end(), [one](int64_t value) { return value == one; });
-}
-
 bool avx512() {
   static const bool can = at::get_cpu_capability() == "AVX512";
   return can;
